@@ -1,0 +1,1 @@
+"""Source → Kafka. Knows nothing of what happens behind Kafka."""

@@ -1,0 +1,1 @@
+"""The Postgres source: logical replication (pgoutput) and snapshots."""

@@ -1,0 +1,1 @@
+"""Running ctxpipe: the local stack without Docker and the demo."""

@@ -1,0 +1,1 @@
+"""Real Kafka, Postgres, Redis and Cassandra on this machine, without Docker."""

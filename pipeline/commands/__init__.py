@@ -1,0 +1,1 @@
+"""One module per `ctxpipe` command; each exports `command`. Part of the composition root: may import anything."""

@@ -1,0 +1,1 @@
+"""What every room needs: configuration, the error tree, clock, metrics, logging."""

@@ -1,0 +1,1 @@
+"""Answers: the service (no HTTP in it) and its HTTP face."""

@@ -1,0 +1,1 @@
+"""Operations: verification against the sources."""

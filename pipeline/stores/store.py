@@ -1,0 +1,188 @@
+"""The store protocols: what the stages need from Redis, and what the in-memory reference does in plain Python.
+
+Every store belongs to one context version. All methods are coroutines, safe to call concurrently, and may be repeated
+after a failure: each write is refused or harmless when it comes again or late. They raise `Retryable` when the store is
+away and `ShardChanged` when a shard lost its memory of recent writes (another process answers at its place).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from pipeline.core.errors import Retryable
+from schemas.bundle import Stored, UnitKey
+
+
+class ShardChanged(Retryable):
+    """A shard answers with another run id: writes that it acknowledged may be gone. Go back to the marks."""
+
+
+class RowWrite(msgspec.Struct, frozen=True, gc=False):
+    """One version of one row. `values` is the row in the plan's column order, None for a delete."""
+
+    table: str
+    key: str
+    version: str
+    values: list[Any] | None
+    links: tuple[str | None, ...] = ()
+    """The row's place in every relation that it takes part in: one join value per relation (None: not in it)."""
+    commit_time_us: int = 0
+
+
+class RowOutcome(msgspec.Struct, frozen=True, gc=False):
+    """What became of a write. `changed` is False only for a stale one; an equal version counts as changed.
+
+    `former_links` are the places that the row had in earlier versions and may still have to leave.
+    """
+
+    changed: bool
+    former_links: list[tuple[str | None, ...]]
+
+
+class StoredRow(msgspec.Struct, frozen=True, gc=False):
+    """A row as stored; `values` in the plan's column order."""
+
+    version: str
+    commit_time_us: int
+    values: list[Any]
+
+
+class RowStore(Protocol):
+    """Current rows by table and key text."""
+
+    async def apply(self, writes: Sequence[RowWrite]) -> list[RowOutcome]:
+        """Replaces each row only by an equal or newer version, in the order given; one outcome per write."""
+
+    async def read(self, keys: Sequence[tuple[str, str]]) -> list[StoredRow | None]:
+        """Rows by (table, key text); None where there is none or it was deleted."""
+
+    async def truncate(self, table: str, version: str) -> None:
+        """From now on versions of this table's rows below `version` are refused."""
+
+    async def scan(self, table: str) -> list[tuple[str, StoredRow]]:
+        """All rows of a table (key text, row), live ones only; slow, for truncates and rebuilds."""
+
+
+class Membership(msgspec.Struct, frozen=True, gc=False):
+    """A child's place under one parent value: written if newer than what is there; `contribution` None takes it out."""
+
+    relation: int
+    parent: str
+    child: str
+    version: str
+    contribution: Contribution | None
+
+
+class Contribution(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What one child adds at its parent value.
+
+    `orders`: one sortable text per ordered index of the relation (None: not in it). `group`: sortable text of the
+    group-by values, "" without. `sums`: per counter name the exact amount as limbs {exponent: integer} of base 10⁹.
+    `distincts`: (counter name, value text) pairs whose references are counted.
+    """
+
+    orders: list[str | None] = []
+    group: str = ""
+    sums: dict[str, dict[int, int]] = {}
+    distincts: list[tuple[str, str]] = []
+
+
+class RelationRead(msgspec.Struct, frozen=True, gc=False):
+    """What to read at one parent value: the first `limit` children of ordered index `order` (-1: none), totals or not."""
+
+    relation: int
+    parent: str
+    order: int = -1
+    limit: int = 0
+    totals: bool = False
+
+
+class RelationView(msgspec.Struct, frozen=True, gc=False):
+    """What lies at one parent value. `members` are the index entries (sortable text followed by the child's key).
+
+    `sums`: group → counter name → exponent → integer; `distinct_counts`: group → counter name → number of values.
+    """
+
+    members: list[str] = []
+    sums: dict[str, dict[str, dict[int, int]]] = {}
+    distinct_counts: dict[str, dict[str, int]] = {}
+
+
+class RelationStore(Protocol):
+    """Children by relation and parent value, with exact aggregates; each parent value lies in one slot."""
+
+    async def relate(self, memberships: Sequence[Membership]) -> None:
+        """Writes each membership unless a newer version of the same child is there."""
+
+    async def read(self, reads: Sequence[RelationRead]) -> list[RelationView]:
+        """One view per read."""
+
+    async def members(self, relation: int, parents: Sequence[str], limit: int) -> list[list[str] | None]:
+        """Child keys under each parent value; None where there are more than `limit`."""
+
+    async def all_members(self, relation: int, parent: str) -> list[str]:
+        """All child keys under a hot parent value, read in steps that do not block the store."""
+
+
+class BundleStore(Protocol):
+    """Bundles and fragments, with their dirty counters."""
+
+    async def mark_dirty(self, keys: Sequence[UnitKey]) -> list[int]:
+        """Increments each key's counter and returns it. Call after rows and relations, before reading for assembly."""
+
+    async def put(self, items: Sequence[tuple[UnitKey, Stored]]) -> list[bool]:
+        """Stores each unless a higher counter is there; True where the content changed."""
+
+    async def get(self, keys: Sequence[UnitKey]) -> list[Stored | None]:
+        """None where nothing was ever stored or it has been deleted."""
+
+
+class AppliedPosition(msgspec.Struct, frozen=True, gc=False):
+    """How far one topic partition has been applied: everything of `source` committed up to `commit_time_us`."""
+
+    source: str
+    offset: int
+    version: str
+    commit_time_us: int
+
+
+Partition = tuple[str, int]
+
+
+class MarkStore(Protocol):
+    """Offsets beside the data, per shard, and applied positions."""
+
+    async def write_marks(self, offsets: Mapping[Partition, int]) -> None:
+        """Writes each partition's next offset to every shard, after all writes that it covers were acknowledged.
+
+        Raises ShardChanged, writing nothing there, when a shard is no longer the process that took those writes.
+        """
+
+    async def read_marks(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        """The smallest mark over all shards; 0 where a shard has none. Also accepts the shards' present identity."""
+
+    async def write_applied(self, positions: Mapping[Partition, AppliedPosition]) -> None:
+        """Records how far each partition has been applied."""
+
+    async def read_applied(self) -> dict[Partition, AppliedPosition]:
+        """All recorded positions of this context version."""
+
+
+class Fetched(msgspec.Struct, frozen=True, gc=False):
+    """A bundle with the fragments that it refers to; a fragment that does not exist is absent from the dict."""
+
+    bundle: Stored | None
+    fragments: dict[tuple[str, str], Stored]
+
+
+class BundleReader(Protocol):
+    """The read side, for lookups: it never writes."""
+
+    async def fetch(self, keys: Sequence[str]) -> list[Fetched]:
+        """Bundles by root key text with their fragments: one round trip on a single node, two on a cluster."""
+
+    async def read_applied(self) -> dict[Partition, AppliedPosition]:
+        """As MarkStore.read_applied."""

@@ -1,0 +1,1 @@
+"""The only import of faust: record-batch transport, app, thin agents, dead letters."""

@@ -1,0 +1,34 @@
+"""Topic and group names: the only place where one is spelled."""
+
+from __future__ import annotations
+
+import re
+
+HEARTBEAT_PREFIX = "ctxpipe.heartbeat"
+"""Prefix of the logical messages that say: everything committed before has been published (see DESIGN section 7)."""
+
+_INVALID = re.compile(r"[^a-zA-Z0-9._-]")
+
+
+def table_topic(source: str, table: str) -> str:
+    """`<source>.<schema>.<table>`, as Debezium names it; characters that Kafka refuses become `_`."""
+    return _INVALID.sub("_", f"{source}.{table}")
+
+
+def message_topic(source: str) -> str:
+    """Where logical messages that are not heartbeats go, as with Debezium."""
+    return _INVALID.sub("_", f"{source}.message")
+
+
+def dead_letter_topic(context: str) -> str:
+    return _INVALID.sub("_", f"ctxpipe.{context}.dead-letter")
+
+
+def dirty_topic(context: str, version: int) -> str:
+    """The fan-out lane: bundle keys to rebuild, in chunks."""
+    return _INVALID.sub("_", f"ctxpipe.{context}.v{version}.dirty")
+
+
+def consumer_group(context: str, version: int) -> str:
+    """One group per context version, so that a new version reads everything again beside the serving one."""
+    return _INVALID.sub("_", f"ctxpipe.{context}.v{version}")
