@@ -1,1 +1,1 @@
-"""Kafka → answer: the stages, stores, streams and the lookup. Imports nothing, so that connectors may import pipeline.core."""
+"""Kafka → answer: stages, stores, streams, lookup. Imports nothing, so that connectors may import pipeline.core."""

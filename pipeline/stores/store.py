@@ -33,9 +33,10 @@ class RowWrite(msgspec.Struct, frozen=True, gc=False):
 
 
 class RowOutcome(msgspec.Struct, frozen=True, gc=False):
-    """What became of a write. `changed` is False only for a stale one; an equal version counts as changed.
+    """What became of a write. `changed` is False for a stale one and for a newer version with the same values.
 
-    `former_links` are the places that the row had in earlier versions and may still have to leave.
+    An equal version counts as changed: a redelivery repeats what a crash may have left undone. `former_links` are the
+    places that the row had in earlier versions and may still have to leave.
     """
 
     changed: bool
@@ -59,11 +60,25 @@ class RowStore(Protocol):
     async def read(self, keys: Sequence[tuple[str, str]]) -> list[StoredRow | None]:
         """Rows by (table, key text); None where there is none or it was deleted."""
 
-    async def truncate(self, table: str, version: str) -> None:
-        """From now on versions of this table's rows below `version` are refused."""
+    async def truncate(self, table: str, version: str) -> list[str]:
+        """From now on versions of this table's rows below `version` are refused.
 
-    async def scan(self, table: str) -> list[tuple[str, StoredRow]]:
-        """All rows of a table (key text, row), live ones only; slow, for truncates and rebuilds."""
+        Returns the keys of rows that are still to be deleted at `version`: live ones below it, and those deleted at it,
+        whose deletion a crash may have left half done.
+        """
+
+
+class Contribution(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What one child adds at its parent value.
+
+    `entries`: one entry per ordered index of the relation (None: not in it), see pipeline.sortable. `counters`: pairs
+    of counter field and the amount to add to it. `distincts`: pairs of value field, whose references are counted, and
+    the counter field that counts the values with at least one reference.
+    """
+
+    entries: list[bytes | None] = []
+    counters: list[tuple[bytes, int]] = []
+    distincts: list[tuple[bytes, bytes]] = []
 
 
 class Membership(msgspec.Struct, frozen=True, gc=False):
@@ -76,39 +91,25 @@ class Membership(msgspec.Struct, frozen=True, gc=False):
     contribution: Contribution | None
 
 
-class Contribution(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What one child adds at its parent value.
-
-    `orders`: one sortable text per ordered index of the relation (None: not in it). `group`: sortable text of the
-    group-by values, "" without. `sums`: per counter name the exact amount as limbs {exponent: integer} of base 10⁹.
-    `distincts`: (counter name, value text) pairs whose references are counted.
-    """
-
-    orders: list[str | None] = []
-    group: str = ""
-    sums: dict[str, dict[int, int]] = {}
-    distincts: list[tuple[str, str]] = []
-
-
 class RelationRead(msgspec.Struct, frozen=True, gc=False):
-    """What to read at one parent value: the first `limit` children of ordered index `order` (-1: none), totals or not."""
+    """What to read at one parent value.
+
+    With `limit` the first entries of index 0; without, all counters and, for each group in `counters` (the part of a
+    counter field before its last 3 bytes), the first entry of each of the `tops` indexes under that group's prefix.
+    """
 
     relation: int
     parent: str
-    order: int = -1
     limit: int = 0
-    totals: bool = False
+    tops: int = 0
 
 
 class RelationView(msgspec.Struct, frozen=True, gc=False):
-    """What lies at one parent value. `members` are the index entries (sortable text followed by the child's key).
+    """What lies at one parent value: `entries` of the list, or `counters` by field and `tops` by group and index."""
 
-    `sums`: group → counter name → exponent → integer; `distinct_counts`: group → counter name → number of values.
-    """
-
-    members: list[str] = []
-    sums: dict[str, dict[str, dict[int, int]]] = {}
-    distinct_counts: dict[str, dict[str, int]] = {}
+    entries: list[bytes] = []
+    counters: dict[bytes, int] = {}
+    tops: dict[bytes, list[bytes | None]] = {}
 
 
 class RelationStore(Protocol):

@@ -1,0 +1,424 @@
+"""The plan: a context spec compiled into tables, nodes and relations with positions instead of names.
+
+A *node* is the root or a section; a *table* stores the columns that any node needs; a *relation* keeps, per join value,
+which rows of a table have it. A *unit* is what is assembled and stored in one piece: the root's bundle, or the fragment
+of a linked section. Everything here is made once, from the spec and the composition of its sections alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from pipeline import sortable
+from pipeline.core.errors import ConfigError
+from pipeline.masks import mask
+from schemas.bundle import ROOT_UNIT
+from schemas.context import Aggregate, ContextSpec, FieldSpec, Section
+from schemas.expression import compile_expression
+from schemas.keys import key_text
+from schemas.topics import table_topic
+
+Values = list[Any]
+Predicate = Callable[[Values], bool]
+Getter = Callable[[Values], Any]
+
+
+@dataclass(slots=True)
+class TablePlan:
+    """A source table as stored: which columns, in which order, and the relations that its rows take part in."""
+
+    name: str
+    source: str
+    table: str
+    key_columns: tuple[str, ...]
+    topic: str
+    columns: tuple[str, ...] = ()
+    types: dict[str, str] = field(default_factory=dict)
+    relations: list[RelationPlan] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+
+    def positions(self, columns: tuple[str, ...] | list[str]) -> tuple[int, ...]:
+        return tuple(self.columns.index(column) for column in columns)
+
+    def key_values(self, values: Values) -> Values:
+        """The primary key is always stored first."""
+        return values[: len(self.key_columns)]
+
+
+@dataclass(slots=True)
+class OrderPlan:
+    """An ordered index: encoders of the sort columns, and what an entry carries (None: the child's key text)."""
+
+    columns: tuple[tuple[int, Callable[[Any], bytes]], ...]
+    payload: int | None
+    skip_null: bool
+    where: Predicate | None
+
+
+@dataclass(slots=True)
+class CounterPlan:
+    """One aggregate that is a sum of contributions: count, sum, avg, count_distinct."""
+
+    identifier: int
+    function: str
+    column: int | None
+    where: Predicate | None
+
+
+@dataclass(slots=True)
+class RelationPlan:
+    """Rows of one table by join value. `place` is its position in the table's links."""
+
+    index: int
+    place: int
+    columns: tuple[int, ...]
+    accept: Predicate | None = None
+    orders: tuple[OrderPlan, ...] = ()
+    group: tuple[int, ...] = ()
+    counters: tuple[CounterPlan, ...] = ()
+
+    @property
+    def plain(self) -> bool:
+        """Membership alone: no order, no counters."""
+        return not self.orders and not self.counters
+
+
+@dataclass(slots=True)
+class AggregatePlan:
+    """How one aggregate is read back: from counters, or from the first entry of ordered index `top`."""
+
+    name: str
+    spec: Aggregate
+    identifier: int
+    top: int | None
+
+
+@dataclass(slots=True)
+class Node:
+    """The root or a section. `unit` is where it is assembled; `join` positions are in the parent's values."""
+
+    path: str
+    name: str
+    table: TablePlan
+    parent: Node | None
+    section: Section | None
+    linked: bool
+    unit: str
+    accept: Predicate | None
+    fields: list[tuple[str, Getter]] = field(default_factory=list)
+    children: list[Node] = field(default_factory=list)
+    join: tuple[int, ...] = ()
+    by_key: bool = False
+    relation: RelationPlan | None = None
+    parent_relation: RelationPlan | None = None
+    aggregates: list[AggregatePlan] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        """`object`, `list`, `aggregates` or `groups`."""
+        if self.section is None or self.section.kind == "one":
+            return "object"
+        if not self.section.aggregates:
+            return "list"
+        return "groups" if self.section.group_by else "aggregates"
+
+    @property
+    def limit(self) -> int:
+        return (self.section.limit or 1000) if self.section and self.section.kind == "many" else 1
+
+
+@dataclass(slots=True)
+class Plan:
+    """A compiled context. `units` maps a unit's name to the node at its top."""
+
+    spec: ContextSpec
+    tables: dict[str, TablePlan]
+    nodes: list[Node]
+    relations: list[RelationPlan]
+    units: dict[str, Node]
+    topics: dict[str, TablePlan]
+    tenant: int | None = None
+
+    @property
+    def root(self) -> Node:
+        return self.nodes[0]
+
+
+def default_composition(spec: ContextSpec) -> dict[str, str]:
+    """For sections left to `auto` without a measurement: a copy where one row of the parent's own key is concerned, so
+    that a change rewrites one bundle; otherwise a link, whose cost does not grow with the fan-out."""
+    choice: dict[str, str] = {}
+    for path, section, parent_entity, inside_link in _walk(spec, {}):
+        if section.compose != "auto":
+            choice[path] = section.compose
+        elif inside_link or set(section.on.values()) == set(spec.entities[parent_entity].key):
+            choice[path] = "copy"
+        else:
+            choice[path] = "link"
+    return choice
+
+
+def _walk(spec: ContextSpec, decided: Mapping[str, str]) -> Iterator[tuple[str, Section, str, bool]]:
+    """(path, section, parent's entity, inside a linked section), parents first."""
+
+    def below(sections: Mapping[str, Section], prefix: str, entity: str, inside: bool) -> Any:
+        for name, section in sections.items():
+            path = prefix + name
+            yield path, section, entity, inside
+            linked = section.compose == "link" or decided.get(path) == "link"
+            yield from below(section.sections, path + ".", section.entity, inside or linked)
+
+    yield from below(spec.sections, "", spec.root, False)
+
+
+def compile_plan(spec: ContextSpec, compose: Mapping[str, str] | None = None, mask_secret: bytes = b"") -> Plan:
+    """Raises ConfigError for what only shows when entities meet (e.g. two entities of one table with other keys).
+
+    `compose` maps section paths to "copy" or "link" for sections that the spec leaves to `auto`.
+    """
+    return _Compiler(spec, {**default_composition(spec), **(compose or {})}, mask_secret).compile()
+
+
+class _Compiler:
+    def __init__(self, spec: ContextSpec, compose: Mapping[str, str], mask_secret: bytes) -> None:
+        self.spec, self.compose, self.mask_secret = spec, compose, mask_secret
+        self.tables: dict[str, TablePlan] = {}
+        self.relations: list[RelationPlan] = []
+        self.nodes: list[Node] = []
+
+    def compile(self) -> Plan:
+        self._collect_tables()
+        root_table = self._table(self.spec.root)
+        root_entity = self.spec.entities[self.spec.root]
+        root = Node("", "", root_table, None, None, False, ROOT_UNIT, self._predicate(root_table, root_entity.filter))
+        root.fields = self._fields(root_table, self.spec.fields)
+        self._add(root)
+        self._sections(root, self.spec.root, self.spec.sections)
+        units = {node.path: node for node in self.nodes if node is root or node.linked}
+        topics = {table.topic: table for table in self.tables.values()}
+        tenant = root_table.columns.index(self.spec.tenant) if self.spec.tenant else None
+        return Plan(self.spec, self.tables, self.nodes, self.relations, units, topics, tenant)
+
+    def _collect_tables(self) -> None:
+        for name, entity in self.spec.entities.items():
+            table_name = f"{entity.source}.{entity.table}"
+            topic = table_topic(entity.source, entity.table)
+            plan = TablePlan(table_name, entity.source, entity.table, tuple(entity.key), topic)
+            known = self.tables.setdefault(table_name, plan)
+            if known.key_columns != plan.key_columns:
+                keys = f"{list(known.key_columns)} and {list(plan.key_columns)}"
+                raise ConfigError([f"entity {name}: table {entity.table} has two keys, {keys}; give it one"])
+            known.types.update(entity.types)
+        for table_name, columns in columns_by_table(self.spec).items():
+            table = self.tables[table_name]
+            rest = sorted(columns - set(table.key_columns))
+            table.columns = (*table.key_columns, *rest)
+
+    def _table(self, entity_name: str) -> TablePlan:
+        entity = self.spec.entities[entity_name]
+        return self.tables[f"{entity.source}.{entity.table}"]
+
+    def _add(self, node: Node) -> None:
+        self.nodes.append(node)
+        node.table.nodes.append(node)
+
+    def _sections(self, parent: Node, parent_entity: str, sections: Mapping[str, Section]) -> None:
+        for name, section in sections.items():
+            path = f"{parent.path}.{name}" if parent.path else name
+            inside_link = parent.unit != ROOT_UNIT
+            linked = self.compose[path] == "link" and not inside_link
+            table = self._table(section.entity)
+            entity = self.spec.entities[section.entity]
+            accept = _both(self._predicate(table, entity.filter), self._predicate(table, section.filter))
+            node = Node(path, name, table, parent, section, linked, path if linked else parent.unit, accept)
+            node.fields = self._fields(table, section.fields)
+            self._join(node, section)
+            parent.children.append(node)
+            self._add(node)
+            self._sections(node, section.entity, section.sections)
+
+    def _join(self, node: Node, section: Section) -> None:
+        """Positions of the join on both sides, in one order: the key's, where the join is by a primary key."""
+        assert node.parent is not None
+        own, parents = list(section.on), node.parent.table
+        for key in (node.table.key_columns, parents.key_columns):
+            side = own if key is node.table.key_columns else list(section.on.values())
+            if set(side) == set(key) and len(side) == len(key):
+                pairs = sorted(section.on.items(), key=lambda pair: key.index(pair[0 if side is own else 1]))
+                own = [pair[0] for pair in pairs]
+                break
+        parent_columns = tuple(section.on[column] for column in own)
+        node.join = parents.positions(parent_columns)
+        node.by_key = section.kind == "one" and tuple(own) == node.table.key_columns
+        if not node.by_key:
+            node.relation = self._relation(node, own, section)
+        if not node.linked and parent_columns != parents.key_columns:
+            node.parent_relation = self._plain_relation(parents, node.join)
+
+    def _plain_relation(self, table: TablePlan, columns: tuple[int, ...]) -> RelationPlan:
+        for relation in table.relations:
+            if relation.plain and relation.columns == columns:
+                return relation
+        return self._register(table, RelationPlan(len(self.relations), len(table.relations), columns))
+
+    def _register(self, table: TablePlan, relation: RelationPlan) -> RelationPlan:
+        self.relations.append(relation)
+        table.relations.append(relation)
+        return relation
+
+    def _relation(self, node: Node, own: list[str], section: Section) -> RelationPlan:
+        table = node.table
+        relation = RelationPlan(len(self.relations), len(table.relations), table.positions(own), node.accept)
+        if section.aggregates:
+            relation.group = table.positions(section.group_by)
+            self._aggregates(node, relation, section)
+        else:
+            columns = tuple(self._sort_column(table, text) for text in section.order_by)
+            relation.orders = (OrderPlan(columns, None, False, None),)
+        return self._register(table, relation)
+
+    def _aggregates(self, node: Node, relation: RelationPlan, section: Section) -> None:
+        table = node.table
+        orders: list[OrderPlan] = []
+        counters: list[CounterPlan] = []
+        for identifier, (name, spec) in enumerate(section.aggregates.items()):
+            where = self._predicate(table, spec.where)
+            column = table.columns.index(spec.column) if spec.column else None
+            top = None
+            if spec.function in ("min", "max", "latest"):
+                top = len(orders)
+                assert spec.column is not None
+                by = ("" if spec.function == "min" else "-") + (spec.by or spec.column)
+                sort = (self._sort_column(table, by),)
+                orders.append(OrderPlan(sort, column, spec.function != "latest", where))
+            elif spec.function != "share":
+                counters.append(CounterPlan(identifier, spec.function, column, where))
+            node.aggregates.append(AggregatePlan(name, spec, identifier, top))
+        counters.append(CounterPlan(ROWS, "count", None, None))
+        relation.orders, relation.counters = tuple(orders), tuple(counters)
+
+    def _sort_column(self, table: TablePlan, text: str) -> tuple[int, Callable[[Any], bytes]]:
+        column = text.removeprefix("-")
+        encode = sortable.encode_descending if text.startswith("-") else sortable.encode_value
+        return table.columns.index(column), sortable.typed(encode, table.types.get(column))
+
+    def _predicate(self, table: TablePlan, text: str | None) -> Predicate | None:
+        if text is None:
+            return None
+        value = _expression_getter(table, text)
+        return lambda values: value(values) is True
+
+    def _fields(self, table: TablePlan, fields: list[FieldSpec]) -> list[tuple[str, Getter]]:
+        return [(spec.name, self._getter(table, spec)) for spec in fields]
+
+    def _getter(self, table: TablePlan, spec: FieldSpec) -> Getter:
+        if spec.value is not None:
+            getter = _plain(_expression_getter(table, spec.value))
+        else:
+            getter = _column_getter(table, spec.column or spec.name)
+        if spec.mask is not None:
+            getter = _masked(getter, spec.mask, self.mask_secret)
+        return _defaulted(getter, spec.default) if spec.default is not None else getter
+
+
+ROWS = 127
+"""Identifier of the counter that counts all rows of a group."""
+
+
+def _both(first: Predicate | None, second: Predicate | None) -> Predicate | None:
+    if first is None or second is None:
+        return first or second
+    return lambda values: first(values) and second(values)
+
+
+def plain_number(value: Any) -> Any:
+    """A Decimal as a JSON number without exponent; everything else as it is."""
+    return msgspec.Raw(format(value, "f").encode()) if value.__class__ is Decimal else value
+
+
+def _plain(getter: Getter) -> Getter:
+    return lambda values: plain_number(getter(values))
+
+
+def _masked(getter: Getter, kind: str, secret: bytes) -> Getter:
+    return lambda values: mask(kind, getter(values), secret)
+
+
+def _defaulted(getter: Getter, default: Any) -> Getter:
+    def get(values: Values) -> Any:
+        value = getter(values)
+        return default if value is None else value
+
+    return get
+
+
+def _column_getter(table: TablePlan, column: str) -> Getter:
+    position = table.columns.index(column)
+    if table.types.get(column) == "json":
+        return lambda values: parsed_json(values[position])
+    return lambda values: values[position]
+
+
+def parsed_json(value: Any) -> Any:
+    """A json column's text as a JSON value; text that isn't JSON stays text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return msgspec.json.decode(value)
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        return value
+
+
+def _expression_getter(table: TablePlan, text: str) -> Getter:
+    expression = compile_expression(text)
+    names = [(column, table.columns.index(column)) for column in sorted(expression.columns)]
+    return lambda values: expression.evaluate({name: values[position] for name, position in names})
+
+
+def columns_by_table(spec: ContextSpec) -> dict[str, set[str]]:
+    """Every column that the context uses, by `source.table`; nothing else is stored (promise 7)."""
+    uses: dict[str, set[str]] = {}
+
+    def add(entity_name: str, *columns: str | None) -> None:
+        entity = spec.entities[entity_name]
+        uses.setdefault(f"{entity.source}.{entity.table}", set()).update(column for column in columns if column)
+
+    def add_expression(entity_name: str, text: str | None) -> None:
+        if text:
+            add(entity_name, *compile_expression(text).columns)
+
+    def add_fields(entity_name: str, fields: list[FieldSpec]) -> None:
+        for spec_field in fields:
+            add(entity_name, spec_field.column)
+            add_expression(entity_name, spec_field.value)
+
+    for name, entity in spec.entities.items():
+        add(name, *entity.key)
+        add_expression(name, entity.filter)
+    add_fields(spec.root, spec.fields)
+    add(spec.root, spec.tenant)
+    for _, section, parent_entity, _ in _walk(spec, {}):
+        add(parent_entity, *section.on.values())
+        add(section.entity, *section.on, *section.group_by)
+        add_fields(section.entity, section.fields)
+        add_expression(section.entity, section.filter)
+        if not section.group_by:
+            add(section.entity, *(text.removeprefix("-") for text in section.order_by))
+        for aggregate in section.aggregates.values():
+            add(section.entity, aggregate.column, aggregate.by)
+            add_expression(section.entity, aggregate.where)
+    return uses
+
+
+def join_text(values: Values, positions: tuple[int, ...]) -> str | None:
+    """The join value of a row as key text; None when a part is null, which joins with nothing."""
+    if len(positions) == 1:
+        value = values[positions[0]]
+        return None if value is None else key_text((value,))
+    parts = [values[position] for position in positions]
+    return None if None in parts else key_text(parts)

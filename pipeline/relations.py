@@ -1,0 +1,119 @@
+"""Row → its places in relations: join values, ordered entries and exact aggregate contributions. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from pipeline import sortable
+from pipeline.exact import limbs_of, number_of
+from pipeline.plan import CounterPlan, OrderPlan, RelationPlan, TablePlan, Values, join_text
+from pipeline.stores.store import Contribution, Membership
+
+Links = tuple[str | None, ...]
+
+COUNT_OFFSET = 128
+"""A counter's identifier plus this is the field of its number of rows; the identifier alone, of its sum's limbs."""
+
+_MEMBER = Contribution()
+_LIMB_BIAS = 0x8000
+_DISTINCT_VALUE_BYTES_MAX = 64
+
+
+def links_of(table: TablePlan, values: Values) -> Links:
+    """The row's join value in each of its table's relations."""
+    return tuple([join_text(values, relation.columns) for relation in table.relations])
+
+
+def memberships(
+    table: TablePlan, key: str, version: str, values: Values | None, former_links: Sequence[Links]
+) -> list[Membership]:
+    """What to write so that the row stands where its values say, and nowhere else.
+
+    `values` None (deleted) takes it out everywhere. `former_links` are places that it may still have to leave.
+    """
+    changes = []
+    links = links_of(table, values) if values is not None else (None,) * len(table.relations)
+    for relation, link in zip(table.relations, links, strict=True):
+        if link is not None and values is not None:
+            contribution = contribution_of(table, relation, key, values)
+            changes.append(Membership(relation.index, link, key, version, contribution))
+        left = {former[relation.place] for former in former_links} if former_links else ()
+        for place in left:
+            if place is not None and place != link:
+                changes.append(Membership(relation.index, place, key, version, None))
+    return changes
+
+
+def contribution_of(table: TablePlan, relation: RelationPlan, key: str, values: Values) -> Contribution | None:
+    """None when the relation's filter leaves the row out."""
+    if relation.accept is not None and not relation.accept(values):
+        return None
+    if relation.plain:
+        return _MEMBER
+    group = group_prefix([values[position] for position in relation.group]) if relation.group else b""
+    entries = [_entry(table, order, group, key, values) for order in relation.orders]
+    counters: list[tuple[bytes, int]] = []
+    distincts: list[tuple[bytes, bytes]] = []
+    for counter in relation.counters:
+        _count(counter, group, values, counters, distincts)
+    return Contribution(entries, counters, distincts)
+
+
+def group_prefix(values: list[Any]) -> bytes:
+    """The group-by values as a JSON array: prefix-free, and readable back."""
+    return msgspec.json.encode(values)
+
+
+def counter_field(group: bytes, identifier: int, limb: int = 0) -> bytes:
+    """Group, then one byte for the counter and two for the limb."""
+    return b"%b%c%b" % (group, identifier, (limb + _LIMB_BIAS).to_bytes(2, "big"))
+
+
+def split_counter_field(field: bytes) -> tuple[bytes, int, int]:
+    """(group, identifier, limb)."""
+    return field[:-3], field[-3], int.from_bytes(field[-2:], "big") - _LIMB_BIAS
+
+
+def _entry(table: TablePlan, order: OrderPlan, group: bytes, key: str, values: Values) -> bytes | None:
+    if order.where is not None and not order.where(values):
+        return None
+    if order.skip_null and values[order.columns[0][0]] is None:
+        return None
+    prefix = group + b"".join([encode(values[position]) for position, encode in order.columns])
+    payload = key.encode() if order.payload is None else msgspec.json.encode(values[order.payload])
+    return sortable.make_entry(prefix, table.key_values(values), payload)
+
+
+def _count(
+    counter: CounterPlan,
+    group: bytes,
+    values: Values,
+    counters: list[tuple[bytes, int]],
+    distincts: list[tuple[bytes, bytes]],
+) -> None:
+    if counter.where is not None and not counter.where(values):
+        return
+    value = values[counter.column] if counter.column is not None else True
+    if value is None:
+        return
+    field = counter_field(group, COUNT_OFFSET + counter.identifier)
+    if counter.function == "count_distinct":
+        distincts.append((counter_field(group, counter.identifier) + _distinct_text(value), field))
+        return
+    if counter.function in ("sum", "avg"):
+        number = number_of(value)
+        if number is None:
+            return
+        counters.extend(
+            (counter_field(group, counter.identifier, limb), part) for limb, part in limbs_of(number).items()
+        )
+    counters.append((field, 1))
+
+
+def _distinct_text(value: Any) -> bytes:
+    text = msgspec.json.encode(value)
+    return text if len(text) <= _DISTINCT_VALUE_BYTES_MAX else hashlib.sha256(text).digest()

@@ -1,0 +1,173 @@
+"""Record → change of a row: decoding, projection to the plan's columns, unchanged TOAST columns completed. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from schemas.envelope import decode_record
+from schemas.errors import DecodeError
+
+from pipeline.core.errors import Poison
+from pipeline.plan import Plan, TablePlan, Values
+from pipeline.relations import links_of
+from pipeline.report import DeadLetter
+from pipeline.stores.store import AppliedPosition, Partition, RowWrite, StoredRow
+from schemas.event import ChangeEvent, Operation
+from schemas.keys import key_text
+from schemas.record import Record
+from schemas.topics import HEARTBEAT_PREFIX
+
+
+class Change(msgspec.Struct, gc=False):
+    """One version of one row. `values` None is a delete; `missing` are positions that the source did not send."""
+
+    record: Record
+    table: TablePlan
+    key: str
+    version: str
+    values: Values | None
+    commit_time_us: int
+    missing: tuple[int, ...] = ()
+    former_key: str | None = None
+
+
+class Truncation(msgspec.Struct, gc=False):
+    """All rows of the table below this version are gone."""
+
+    table: TablePlan
+    version: str
+    commit_time_us: int
+
+
+class Decoded(msgspec.Struct):
+    """A batch of records as changes, in order, with what could not be read set aside."""
+
+    changes: list[Change | Truncation] = []
+    dead_letters: list[DeadLetter] = []
+    applied: dict[Partition, AppliedPosition] = {}
+
+
+def decode_batch(plan: Plan, records: Sequence[Record]) -> Decoded:
+    """Decodes each record by its topic's table; a broken one becomes a dead letter and the next go on."""
+    types = {table.table: table.types for table in plan.tables.values()}
+    decoded = Decoded()
+    for record in records:
+        table = plan.topics.get(record.topic)
+        event = None
+        try:
+            if table is None:
+                raise Poison(f"topic {record.topic} belongs to no table of context {plan.spec.context}")
+            event = decode_record(record, types)
+            if event is not None:
+                change = _change_of(table, event, record)
+                if change is not None:
+                    decoded.changes.append(change)
+        except (DecodeError, Poison) as error:
+            decoded.dead_letters.append(DeadLetter(record, str(error), type(error).__name__))
+        if table is not None:
+            _advance(decoded.applied, table, record, event)
+    return decoded
+
+
+def _change_of(table: TablePlan, event: ChangeEvent, record: Record) -> Change | Truncation | None:
+    operation = event.operation
+    if operation is Operation.MESSAGE:
+        return None
+    if event.table != table.table:
+        raise Poison(f"an event of table {event.table} on topic {record.topic}, which carries {table.table}")
+    if operation is Operation.TRUNCATE:
+        return Truncation(table, event.version, event.commit_time_us)
+    key = _key(table, event.key if event.key is not None else event.row)
+    if operation is Operation.DELETE:
+        return Change(record, table, key, event.version, None, event.commit_time_us)
+    row = event.row
+    if row is None:
+        raise Poison(f"operation {operation.value!r} without 'after'")
+    values = [row.get(column) for column in table.columns]
+    missing: tuple[int, ...] = ()
+    if event.unavailable:
+        missing = tuple(number for number, column in enumerate(table.columns) if column in event.unavailable)
+    former_key = _key(table, event.old_key) if event.old_key is not None else None
+    return Change(record, table, key, event.version, values, event.commit_time_us, missing, former_key)
+
+
+def _key(table: TablePlan, row: Mapping[str, Any] | None) -> str:
+    try:
+        if row is None:
+            raise KeyError(", ".join(table.key_columns))
+        return key_text([row[column] for column in table.key_columns])
+    except KeyError as error:
+        raise Poison(f"the record's key lacks column {error.args[0]}, part of the key of {table.table}") from error
+
+
+def key_of_record(table: TablePlan, record: Record) -> str | None:
+    """The key text of a record that could not be read as a whole, if at least its key can be."""
+    try:
+        key = msgspec.json.decode(record.key) if record.key else None
+        if isinstance(key, dict):
+            return _key(table, key["payload"] if set(key) == {"schema", "payload"} else key)
+    except (msgspec.DecodeError, UnicodeDecodeError, Poison, TypeError):
+        pass
+    return None
+
+
+def _advance(
+    applied: dict[Partition, AppliedPosition], table: TablePlan, record: Record, event: ChangeEvent | None
+) -> None:
+    """Only streamed changes and heartbeats say that everything before them has been seen; snapshot rows do not."""
+    partition = (record.topic, record.partition)
+    known = applied.get(partition)
+    version, time_us = (known.version, known.commit_time_us) if known else ("", 0)
+    if event is not None and event.operation is not Operation.SNAPSHOT:
+        is_message = event.operation is Operation.MESSAGE
+        if not is_message or (event.message is not None and event.message[0] == HEARTBEAT_PREFIX):
+            version, time_us = max(version, event.version), max(time_us, event.commit_time_us)
+    applied[partition] = AppliedPosition(table.source, record.offset + 1, version, time_us)
+
+
+def rows_to_complete(changes: Sequence[Change]) -> list[tuple[str, str]]:
+    """(table, key) of stored rows that partial changes need, in order and without repetition."""
+    needed: dict[tuple[str, str], None] = {}
+    for change in changes:
+        if change.missing:
+            needed[change.table.name, change.key] = None
+            if change.former_key is not None:
+                needed[change.table.name, change.former_key] = None
+    return list(needed)
+
+
+def complete(
+    changes: Sequence[Change], stored: Mapping[tuple[str, str], StoredRow | None]
+) -> tuple[list[Change], list[DeadLetter]]:
+    """Fills what the source did not send from the row before it: earlier in this batch, or stored.
+
+    A partial change without any row before it can't be completed: it is set aside, never guessed.
+    """
+    latest: dict[tuple[str, str], Values | None] = {
+        key: None if row is None else row.values for key, row in stored.items()
+    }
+    completed, dead_letters = [], []
+    for change in changes:
+        name = change.table.name
+        if change.missing and change.values is not None:
+            before = latest.get((name, change.key))
+            if before is None and change.former_key is not None:
+                before = latest.get((name, change.former_key))
+            if before is None:
+                columns = ", ".join(change.table.columns[position] for position in change.missing)
+                reason = f"unchanged large value of {columns} was not sent, and no earlier row {change.key} is known"
+                dead_letters.append(DeadLetter(change.record, reason, "incomplete-row", []))
+                continue
+            for position in change.missing:
+                change.values[position] = before[position]
+        latest[name, change.key] = change.values
+        completed.append(change)
+    return completed, dead_letters
+
+
+def write_of(change: Change) -> RowWrite:
+    """The store write of a completed change."""
+    links = links_of(change.table, change.values) if change.values is not None else ()
+    return RowWrite(change.table.name, change.key, change.version, change.values, links, change.commit_time_us)

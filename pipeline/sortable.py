@@ -1,0 +1,89 @@
+"""Order-preserving bytes: the entries of a relation's ordered indexes compare as their values do.
+
+An entry is the sort values, then the child's primary key as the last tie-break, then a payload that plays no part in
+the order (the child's key text, or a JSON value), then the payload's length in four bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import msgspec
+
+_NULL = b"\x01"
+_FALSE = b"\x02"
+_TRUE = b"\x03"
+_NUMBER = b"\x05"
+_TEXT = b"\x06"
+_COMPLEMENT = bytes(255 - byte for byte in range(256))
+_ZERO = b"\x80"
+_EXPONENT_BIAS = 1 << 31
+NUMBER_TYPES = ("decimal", "integer", "float", "number")
+
+
+def encode_value(value: Any) -> bytes:
+    """Prefix-free bytes: null < false < true < numbers < text (by code point) < lists and objects by their JSON."""
+    kind = value.__class__
+    if kind is str:
+        text: bytes = value.encode("utf-8", "surrogatepass")
+        return _TEXT + text.replace(b"\x00", b"\x00\xff") + b"\x00\x00"
+    if value is None:
+        return _NULL
+    if kind is bool:
+        return _TRUE if value else _FALSE
+    if kind is int or kind is float or kind is Decimal:
+        return _NUMBER + _number(value)
+    return encode_value(msgspec.json.encode(value).decode())
+
+
+def encode_descending(value: Any) -> bytes:
+    """As encode_value, in the opposite order."""
+    return encode_value(value).translate(_COMPLEMENT)
+
+
+def typed(encode: Callable[[Any], bytes], declared: str | None) -> Callable[[Any], bytes]:
+    """`encode` for a column of a declared type: numbers that travel as text ("12.50", "NaN") sort as numbers."""
+    if declared is None or not declared.startswith(NUMBER_TYPES):
+        return encode
+
+    def encode_number(value: Any) -> bytes:
+        if value.__class__ is str:
+            try:
+                return encode(Decimal(value))
+            except InvalidOperation:
+                return encode(value)
+        return encode(value)
+
+    return encode_number
+
+
+def make_entry(prefix: bytes, key: Iterable[Any], payload: bytes) -> bytes:
+    """An index entry from encoded sort values, the child's primary key values and the payload (at most 4 GiB)."""
+    return b"%b%b%b%b" % (prefix, b"".join(map(encode_value, key)), payload, len(payload).to_bytes(4, "big"))
+
+
+def entry_payload(entry: bytes) -> bytes:
+    """The payload of an entry."""
+    length = int.from_bytes(entry[-4:], "big")
+    return entry[len(entry) - 4 - length : -4]
+
+
+def _number(value: int | float | Decimal) -> bytes:
+    if value.__class__ is float:
+        value = Decimal(repr(value))
+    elif value.__class__ is int:
+        value = Decimal(value)
+    assert isinstance(value, Decimal)
+    if value.is_nan():
+        return b"\xff"
+    if value.is_infinite():
+        return b"\xfe" if value > 0 else b"\x00"
+    if not value:
+        return _ZERO
+    sign, digits, exponent = value.as_tuple()
+    text = "".join(map(str, digits)).lstrip("0")
+    power = len(text) + int(exponent)
+    encoded = (power + _EXPONENT_BIAS).to_bytes(5, "big") + text.rstrip("0").encode() + b"\x00"
+    return b"\x40" + encoded.translate(_COMPLEMENT) if sign else b"\xc0" + encoded

@@ -1,0 +1,236 @@
+"""The in-memory reference of every store: what the Redis stores must do, in plain Python, for tests and simulation."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Mapping, Sequence
+
+from pipeline.stores.store import (
+    AppliedPosition,
+    Contribution,
+    Fetched,
+    Membership,
+    Partition,
+    RelationRead,
+    RelationView,
+    RowOutcome,
+    RowWrite,
+    StoredRow,
+)
+from schemas.bundle import ROOT_UNIT, Stored, UnitKey
+
+_Links = tuple[str | None, ...]
+
+
+class _Row:
+    def __init__(self, write: RowWrite, former: list[_Links]) -> None:
+        self.version, self.values, self.links, self.former = write.version, write.values, write.links, former
+        self.commit_time_us = write.commit_time_us
+
+
+class MemoryRows:
+    """See RowStore."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, dict[str, _Row]] = {}
+        self.floors: dict[str, str] = {}
+
+    async def apply(self, writes: Sequence[RowWrite]) -> list[RowOutcome]:
+        touched: set[tuple[str, str]] = set()
+        return [self._apply(write, touched) for write in writes]
+
+    def _apply(self, write: RowWrite, touched: set[tuple[str, str]]) -> RowOutcome:
+        rows = self.tables.setdefault(write.table, {})
+        stored = rows.get(write.key)
+        key = (write.table, write.key)
+        if write.version < self.floors.get(write.table, ""):
+            return RowOutcome(False, [])
+        if stored is None:
+            rows[write.key] = _Row(write, [])
+            touched.add(key)
+            return RowOutcome(True, [])
+        if write.version <= stored.version:
+            touched.add(key)
+            equal = write.version == stored.version
+            return RowOutcome(equal, list(stored.former) if equal else [])
+        former = list(stored.former) if key in touched else []
+        if stored.links and stored.links != write.links and stored.links not in former:
+            former.append(stored.links)
+        same = stored.values == write.values and key not in touched and not former
+        touched.add(key)
+        rows[write.key] = _Row(write, former)
+        return RowOutcome(not same, list(former))
+
+    async def read(self, keys: Sequence[tuple[str, str]]) -> list[StoredRow | None]:
+        found = [self.tables.get(table, {}).get(key) for table, key in keys]
+        return [
+            None if row is None or row.values is None else StoredRow(row.version, row.commit_time_us, list(row.values))
+            for row in found
+        ]
+
+    async def truncate(self, table: str, version: str) -> list[str]:
+        self.floors[table] = max(version, self.floors.get(table, ""))
+        rows = self.tables.get(table, {})
+        return [
+            key
+            for key, row in rows.items()
+            if (row.values is not None and row.version < version) or (row.values is None and row.version == version)
+        ]
+
+
+class _Place:
+    """One parent value of one relation."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, tuple[str, Contribution | None]] = {}
+        self.indexes: dict[int, list[bytes]] = {}
+        self.counters: dict[bytes, int] = {}
+        self.references: dict[bytes, int] = {}
+
+    def write(self, membership: Membership) -> None:
+        known = self.members.get(membership.child)
+        if known is not None:
+            if known[0] > membership.version:
+                return
+            if known[1] is not None:
+                self._add(known[1], -1)
+        self.members[membership.child] = (membership.version, membership.contribution)
+        if membership.contribution is not None:
+            self._add(membership.contribution, 1)
+
+    def _add(self, contribution: Contribution, sign: int) -> None:
+        for number, entry in enumerate(contribution.entries):
+            if entry is not None:
+                index = self.indexes.setdefault(number, [])
+                if sign > 0:
+                    insort(index, entry)
+                else:
+                    index.remove(entry)
+        for field, amount in contribution.counters:
+            self._count(field, sign * amount)
+        for value, field in contribution.distincts:
+            before = self.references.get(value, 0)
+            self.references[value] = before + sign
+            if before == 0 or before + sign == 0:
+                self._count(field, sign)
+
+    def _count(self, field: bytes, amount: int) -> None:
+        self.counters[field] = self.counters.get(field, 0) + amount
+        if not self.counters[field]:
+            del self.counters[field]
+
+
+class MemoryRelations:
+    """See RelationStore."""
+
+    def __init__(self) -> None:
+        self.places: dict[tuple[int, str], _Place] = {}
+
+    async def relate(self, memberships: Sequence[Membership]) -> None:
+        for membership in memberships:
+            self.places.setdefault((membership.relation, membership.parent), _Place()).write(membership)
+
+    async def read(self, reads: Sequence[RelationRead]) -> list[RelationView]:
+        return [self._read(read) for read in reads]
+
+    def _read(self, read: RelationRead) -> RelationView:
+        place = self.places.get((read.relation, read.parent))
+        if place is None:
+            return RelationView()
+        if read.limit:
+            return RelationView(entries=place.indexes.get(0, [])[: read.limit])
+        tops: dict[bytes, list[bytes | None]] = {}
+        if read.tops:
+            for group in {field[:-3] for field in place.counters}:
+                tops[group] = [self._first(place.indexes.get(number, []), group) for number in range(read.tops)]
+        return RelationView(counters=dict(place.counters), tops=tops)
+
+    @staticmethod
+    def _first(index: list[bytes], prefix: bytes) -> bytes | None:
+        return next((entry for entry in index if entry.startswith(prefix)), None)
+
+    async def members(self, relation: int, parents: Sequence[str], limit: int) -> list[list[str] | None]:
+        found: list[list[str] | None] = []
+        for parent in parents:
+            place = self.places.get((relation, parent))
+            over = place is not None and len(place.members) > limit
+            found.append(None if over else self._children(place))
+        return found
+
+    async def all_members(self, relation: int, parent: str) -> list[str]:
+        return self._children(self.places.get((relation, parent)))
+
+    @staticmethod
+    def _children(place: _Place | None) -> list[str]:
+        if place is None:
+            return []
+        return [child for child, (_, contribution) in place.members.items() if contribution is not None]
+
+
+class MemoryBundles:
+    """See BundleStore and BundleReader."""
+
+    def __init__(self, applied: Mapping[Partition, AppliedPosition] | None = None) -> None:
+        self.counters: dict[UnitKey, int] = {}
+        self.values: dict[UnitKey, Stored] = {}
+        self.applied = applied if applied is not None else {}
+
+    async def mark_dirty(self, keys: Sequence[UnitKey]) -> list[int]:
+        for key in keys:
+            self.counters[key] = self.counters.get(key, 0) + 1
+        return [self.counters[key] for key in keys]
+
+    async def put(self, items: Sequence[tuple[UnitKey, Stored]]) -> list[bool]:
+        return [self._put(key, stored) for key, stored in items]
+
+    def _put(self, key: UnitKey, stored: Stored) -> bool:
+        known = self.values.get(key)
+        if known is not None and known.counter > stored.counter:
+            return False
+        self.values[key] = stored
+        return _hash(known) != _hash(stored)
+
+    async def get(self, keys: Sequence[UnitKey]) -> list[Stored | None]:
+        found = [self.values.get(key) for key in keys]
+        return [None if stored is None or stored.deleted else stored for stored in found]
+
+    async def fetch(self, keys: Sequence[str]) -> list[Fetched]:
+        return [await self._fetch(key) for key in keys]
+
+    async def _fetch(self, key: str) -> Fetched:
+        bundle = (await self.get([UnitKey(ROOT_UNIT, key)]))[0]
+        references = bundle.meta.fragments if bundle is not None and bundle.meta is not None else []
+        wanted = {(reference.unit, reference.key) for reference in references if reference.key is not None}
+        fragments = {}
+        for unit, parent in wanted:
+            stored = (await self.get([UnitKey(unit, parent)]))[0]
+            if stored is not None:
+                fragments[unit, parent] = stored
+        return Fetched(bundle, fragments)
+
+    async def read_applied(self) -> dict[Partition, AppliedPosition]:
+        return dict(self.applied)
+
+
+class MemoryMarks:
+    """See MarkStore."""
+
+    def __init__(self) -> None:
+        self.offsets: dict[Partition, int] = {}
+        self.applied: dict[Partition, AppliedPosition] = {}
+
+    async def write_marks(self, offsets: Mapping[Partition, int]) -> None:
+        self.offsets.update(offsets)
+
+    async def read_marks(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        return {partition: self.offsets.get(partition, 0) for partition in partitions}
+
+    async def write_applied(self, positions: Mapping[Partition, AppliedPosition]) -> None:
+        self.applied.update(positions)
+
+    async def read_applied(self) -> dict[Partition, AppliedPosition]:
+        return dict(self.applied)
+
+
+def _hash(stored: Stored | None) -> str | None:
+    return None if stored is None or stored.meta is None else stored.meta.hash

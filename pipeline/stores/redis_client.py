@@ -1,0 +1,149 @@
+"""The connection to Redis: bucketed keys, pipelined calls of the store functions, one table of foreign errors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+from zlib import crc32
+
+import msgspec
+from redis import exceptions
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from pipeline.core.errors import CtxpipeError, EnvironmentProblem, Fatal, Retryable
+
+Call = tuple[str, list[Any], Sequence[Any]]
+"""(function name, keys, arguments)."""
+
+_SOURCE = resources.files("pipeline.stores").joinpath("functions.lua").read_text()
+_SUFFIX = hashlib.sha256(_SOURCE.encode()).hexdigest()[:10]
+_LIBRARY = f"#!lua name=ctxpipe_{_SUFFIX}\n" + _SOURCE.replace("@", _SUFFIX)
+
+
+class RedisSettings(msgspec.Struct, frozen=True):
+    """Where Redis is, and which corner of it belongs to this context version."""
+
+    url: str
+    context: str
+    version: int
+    cluster: bool = False
+    prefix: str = "ctxpipe"
+    buckets: int = 64
+    time_to_live_s: int = 0
+    timeout_s: float = 5.0
+
+
+class RedisClient:
+    """Pipelines store function calls. Keys are `<prefix>:<context>:v<version>:{<bucket>}:…`; one bucket is one slot."""
+
+    def __init__(self, settings: RedisSettings) -> None:
+        self.settings = settings
+        self.base = f"{settings.prefix}:{settings.context}:v{settings.version}:"
+        options: dict[str, Any] = {
+            "socket_timeout": settings.timeout_s,
+            "socket_connect_timeout": min(2.0, settings.timeout_s),
+            "protocol": 2,
+        }
+        self.connection: Any
+        if settings.cluster:
+            self.connection = RedisCluster.from_url(settings.url, **options)
+        else:
+            # A repeated increment or put is harmless, but a retry would hide that another process answers now.
+            self.connection = Redis.from_url(settings.url, retry=Retry(NoBackoff(), 0), **options)
+        self.round_trips = 0
+        self.commands = 0
+
+    def bucket(self, text: str) -> int:
+        return crc32(text.encode()) % self.settings.buckets
+
+    def key(self, bucket: int, rest: str) -> str:
+        return f"{self.base}{{{bucket}}}:{rest}"
+
+    async def call(self, calls: Sequence[Call]) -> list[Any]:
+        """All calls in one pipelined round trip, answers in order; loads the functions where a server lacks them."""
+        try:
+            return await self._pipeline(calls)
+        except exceptions.ResponseError as error:
+            if "Function not found" not in str(error):
+                raise mapped(error) from error
+        except (exceptions.RedisError, OSError) as error:
+            raise mapped(error) from error
+        await self.load_functions()
+        try:
+            return await self._pipeline(calls)
+        except (exceptions.RedisError, OSError) as error:
+            raise mapped(error) from error
+
+    async def _pipeline(self, calls: Sequence[Call]) -> list[Any]:
+        if not calls:
+            return []
+        self.round_trips += 1
+        self.commands += len(calls)
+        if len(calls) == 1:
+            return [await self.connection.execute_command(*_command(calls[0]))]
+        pipeline = self.connection.pipeline(transaction=False)
+        for call in calls:
+            pipeline.execute_command(*_command(call))
+        return list(await pipeline.execute())
+
+    async def run(self, *command: Any) -> Any:
+        """One plain command."""
+        try:
+            return await self.connection.execute_command(*command)
+        except (exceptions.RedisError, OSError) as error:
+            raise mapped(error) from error
+
+    async def load_functions(self) -> None:
+        """On every primary; replaces nothing that another release uses, because names carry the text's hash."""
+        try:
+            if self.settings.cluster:
+                command = ("FUNCTION LOAD", "REPLACE", _LIBRARY)
+                await self.connection.execute_command(*command, target_nodes=RedisCluster.PRIMARIES)
+            else:
+                await self.connection.execute_command("FUNCTION LOAD", "REPLACE", _LIBRARY)
+        except (exceptions.RedisError, OSError) as error:
+            raise mapped(error) from error
+
+    async def close(self) -> None:
+        await self.connection.aclose()
+
+
+_READS = frozenset(("rows", "value", "view", "members", "marks", "fetch"))
+
+
+def _command(call: Call) -> tuple[Any, ...]:
+    name, keys, arguments = call
+    verb = "FCALL_RO" if name in _READS else "FCALL"
+    return (verb, f"ctx_{name}_{_SUFFIX}", len(keys), *keys, *arguments)
+
+
+def mapped(error: Exception) -> CtxpipeError:
+    """The one table of Redis errors: what each means for the loop that met it."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError | exceptions.NoPermissionError):
+        return EnvironmentProblem(
+            f"Redis refuses the login or a command: {text}. Check redis.url and the user's rights."
+        )
+    if isinstance(error, exceptions.ResponseError):
+        temporary = (
+            "LOADING",
+            "READONLY",
+            "CLUSTERDOWN",
+            "MASTERDOWN",
+            "TRYAGAIN",
+            "OOM",
+            "BUSY",
+            "MISCONF",
+            "NOREPLICAS",
+        )
+        if isinstance(error, exceptions.ReadOnlyError) or text.upper().startswith(temporary):
+            return Retryable(f"Redis can't take writes now: {text}")
+        if "WRONGPASS" in text or "NOAUTH" in text or "AUTH" in text[:20]:
+            return EnvironmentProblem(f"Redis refuses the login: {text}. Check the password in redis.url.")
+        return Fatal(f"Redis refuses a store call: {text}")
+    return Retryable(f"Redis does not answer: {text}")

@@ -1,0 +1,62 @@
+"""Offsets beside the data: every bucket holds how far each partition is in it. See MarkStore and DESIGN section 7."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from pipeline.core.errors import Retryable
+from pipeline.stores.redis_client import RedisClient
+from pipeline.stores.store import AppliedPosition, Partition, ShardChanged
+
+
+class RedisMarks:
+    """See MarkStore. The identity of a shard is the run id of the process that answers for a bucket."""
+
+    def __init__(self, client: RedisClient) -> None:
+        self.client = client
+        self._run_ids: list[bytes] = []
+
+    async def write_marks(self, offsets: Mapping[Partition, int]) -> None:
+        if not self._run_ids:
+            raise Retryable("marks were never read: the shards' identity is not known")
+        flat = [part for partition, offset in offsets.items() for part in (partition_text(partition), offset)]
+        buckets = range(self.client.settings.buckets)
+        answers = await self.client.call(
+            [("mark", [self.client.key(bucket, "m")], [self._run_ids[bucket], *flat]) for bucket in buckets]
+        )
+        changed = [bucket for bucket in buckets if answers[bucket] != self._run_ids[bucket]]
+        if changed:
+            raise ShardChanged(
+                f"{len(changed)} of {len(buckets)} buckets are answered by another Redis process than the one that took"
+                " the writes; going back to the marks"
+            )
+
+    async def read_marks(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        names = [partition_text(partition) for partition in partitions]
+        buckets = range(self.client.settings.buckets)
+        answers = await self.client.call([("marks", [self.client.key(bucket, "m")], names) for bucket in buckets])
+        self._run_ids = [answer[0] for answer in answers]
+        smallest = {}
+        for number, partition in enumerate(partitions):
+            smallest[partition] = min(int(answer[1][number] or 0) for answer in answers)
+        return smallest
+
+    async def write_applied(self, positions: Mapping[Partition, AppliedPosition]) -> None:
+        if positions:
+            encoded = [
+                part
+                for partition, position in positions.items()
+                for part in (partition_text(partition), msgspec.json.encode(position))
+            ]
+            await self.client.run("HSET", self.client.key(0, "applied"), *encoded)
+
+    async def read_applied(self) -> dict[Partition, AppliedPosition]:
+        from pipeline.stores.redis_bundles import RedisBundles
+
+        return await RedisBundles(self.client).read_applied()
+
+
+def partition_text(partition: Partition) -> str:
+    return f"{partition[0]}/{partition[1]}"

@@ -1,0 +1,100 @@
+"""Rows in Redis: one hash per table and bucket. See RowStore and functions.lua."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from pipeline.stores.redis_client import Call, RedisClient
+from pipeline.stores.store import RowOutcome, RowWrite, StoredRow
+
+_ENCODE = msgspec.msgpack.Encoder().encode
+_DECODE = msgspec.msgpack.Decoder(tuple[int, list[Any]]).decode
+_DECODE_LINKS = msgspec.msgpack.Decoder(tuple[str | None, ...]).decode
+_VERSION_LENGTH = 32
+_SCAN_COUNT = 1000
+_CHANGED = RowOutcome(True, [])
+_UNCHANGED = RowOutcome(False, [])
+
+
+class RedisRows:
+    """See RowStore."""
+
+    def __init__(self, client: RedisClient) -> None:
+        self.client = client
+
+    async def apply(self, writes: Sequence[RowWrite]) -> list[RowOutcome]:
+        groups: dict[tuple[str, int], tuple[list[int], list[Any]]] = {}
+        bucket_of = self.client.bucket
+        for number, write in enumerate(writes):
+            group = groups.setdefault((write.table, bucket_of(write.key)), ([], []))
+            group[0].append(number)
+            body = b"" if write.values is None else _ENCODE((write.commit_time_us, write.values))
+            group[1].extend((write.key, write.version, _ENCODE(write.links) if write.links else b"", body))
+        calls: list[Call] = [("apply", self._keys(*group), arguments) for group, (_, arguments) in groups.items()]
+        outcomes = [_UNCHANGED] * len(writes)
+        for (numbers, _), answers in zip(groups.values(), await self.client.call(calls), strict=True):
+            for number, answer in zip(numbers, answers, strict=True):
+                if answer.__class__ is bytes:
+                    outcomes[number] = RowOutcome(True, _former_links(answer)) if answer else _CHANGED
+        return outcomes
+
+    async def read(self, keys: Sequence[tuple[str, str]]) -> list[StoredRow | None]:
+        groups: dict[tuple[str, int], tuple[list[int], list[str]]] = {}
+        bucket_of = self.client.bucket
+        for number, (table, key) in enumerate(keys):
+            group = groups.setdefault((table, bucket_of(key)), ([], []))
+            group[0].append(number)
+            group[1].append(key)
+        calls: list[Call] = [("rows", self._keys(*group)[:1], names) for group, (_, names) in groups.items()]
+        rows: list[StoredRow | None] = [None] * len(keys)
+        for (numbers, _), values in zip(groups.values(), await self.client.call(calls), strict=True):
+            for number, value in zip(numbers, values, strict=True):
+                if value is not None:
+                    rows[number] = _row(value)
+        return rows
+
+    async def truncate(self, table: str, version: str) -> list[str]:
+        buckets = range(self.client.settings.buckets)
+        await self.client.call([("floor", self._keys(table, bucket), [version]) for bucket in buckets])
+        found = []
+        for bucket in buckets:
+            cursor = 0
+            while True:
+                name = self._keys(table, bucket)[0]
+                cursor, flat = await self.client.run("HSCAN", name, cursor, "COUNT", _SCAN_COUNT)
+                pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
+                for key, value in pairs:
+                    stored, live = value[:_VERSION_LENGTH].decode(), _row(value) is not None
+                    if (live and stored < version) or (not live and stored == version):
+                        found.append(key.decode())
+                cursor = int(cursor)
+                if cursor == 0:
+                    break
+        return found
+
+    def _keys(self, table: str, bucket: int) -> list[str]:
+        return [self.client.key(bucket, f"r:{table}"), self.client.key(bucket, f"f:{table}")]
+
+
+def _row(value: bytes) -> StoredRow | None:
+    (former,) = struct.unpack_from(">I", value, _VERSION_LENGTH)
+    start = _VERSION_LENGTH + 4 + former
+    (links,) = struct.unpack_from(">I", value, start)
+    body = value[start + 4 + links :]
+    if not body:
+        return None
+    commit_time_us, values = _DECODE(body)
+    return StoredRow(value[:_VERSION_LENGTH].decode(), commit_time_us, values)
+
+
+def _former_links(blob: bytes) -> list[tuple[str | None, ...]]:
+    links, start = [], 0
+    while start < len(blob):
+        (length,) = struct.unpack_from(">I", blob, start)
+        links.append(_DECODE_LINKS(blob[start + 4 : start + 4 + length]))
+        start += 4 + length
+    return links
