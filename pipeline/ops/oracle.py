@@ -66,6 +66,15 @@ class Oracle:
             found.update(await self._bundles(exact))
         return found
 
+    async def existing(self, keys: Sequence[str]) -> set[str]:
+        """Those of these root keys that exist: there is a row, and the filter lets it through."""
+        match = self._key_match(keys)
+        found: set[str] = set()
+        if match:
+            async for rows in self._root_rows(match):
+                found.update(map(self._key, rows))
+        return found
+
     async def keys(self) -> AsyncIterator[list[str]]:
         """All root keys, in chunks."""
         async for rows in self._root_rows(None):
