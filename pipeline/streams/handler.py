@@ -1,0 +1,110 @@
+"""What happens to one batch, in the order that keeps promise 1: apply, publish what it led to, note how far it came."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
+
+from mode import get_logger
+
+from pipeline.core.clock import Clock, SystemClock
+from pipeline.core.errors import Retryable
+from pipeline.report import BatchReport, DeadLetter
+from pipeline.stores.store import MarkStore, ShardChanged
+from pipeline.streams.backoff import Backoff
+from pipeline.streams.lanes import RecordBatch
+from pipeline.streams.letters import decode_chunk
+from schemas.bundle import UnitKey
+from schemas.record import Record
+
+logger = get_logger(__name__)
+
+Result = TypeVar("Result")
+
+
+class Stages(Protocol):
+    """What the handler needs of pipeline.flow.Flow."""
+
+    async def process(self, records: Sequence[Record]) -> BatchReport: ...
+
+    async def rebuild(self, keys: Sequence[UnitKey]) -> BatchReport: ...
+
+
+class Outlet(Protocol):
+    """What the handler needs of pipeline.streams.publisher.Publisher."""
+
+    async def publish(self, report: BatchReport) -> None: ...
+
+
+class BatchHandler:
+    """Handles batches of table topics and of the dirty topic. Waits out outages, however long, inside the batch.
+
+    Raises ShardChanged when a store lost recent writes (the caller goes back to the marks); anything else that it
+    raises is not understood here.
+    """
+
+    def __init__(
+        self,
+        flow: Stages,
+        outlet: Outlet,
+        marks: MarkStore,
+        *,
+        clock: Clock | None = None,
+        on_report: Callable[[BatchReport, float], None] | None = None,
+    ) -> None:
+        self._flow, self._outlet, self._marks = flow, outlet, marks
+        self._clock = clock or SystemClock()
+        self._on_report = on_report
+
+    async def denormalise(self, batch: RecordBatch) -> None:
+        """Table records become bundles."""
+        await self._handle(batch, lambda: self._flow.process(batch.records))
+
+    async def rebuild(self, batch: RecordBatch) -> None:
+        """Chunks of dirty keys become bundles."""
+        keys: list[UnitKey] = []
+        unreadable: list[DeadLetter] = []
+        for record in batch.records:
+            try:
+                keys += decode_chunk(record.value)
+            except ValueError as error:
+                unreadable.append(DeadLetter(record, str(error), "dirty-chunk"))
+        distinct = list(dict.fromkeys(keys))
+
+        async def work() -> BatchReport:
+            report = await self._flow.rebuild(distinct)
+            report.dead_letters = [*unreadable, *report.dead_letters]
+            return report
+
+        await self._handle(batch, work)
+
+    async def _handle(self, batch: RecordBatch, work: Callable[[], Awaitable[BatchReport]]) -> None:
+        started_s = self._clock.monotonic_s()
+        report = await self._persistently(batch, work)
+        for letter in report.dead_letters:
+            where = f"{letter.record.topic}/{letter.record.partition}@{letter.record.offset}"
+            logger.warning("set aside %s: %s (affects %d bundles)", where, letter.reason, len(letter.bundle_keys))
+        if report.dead_letters or report.fan_out:
+            await self._persistently(batch, lambda: self._outlet.publish(report))
+        if report.applied:
+            await self._persistently(batch, lambda: self._marks.write_applied(report.applied))
+        if self._on_report is not None:
+            self._on_report(report, self._clock.monotonic_s() - started_s)
+
+    async def _persistently(self, batch: RecordBatch, work: Callable[[], Awaitable[Result]]) -> Result:
+        backoff = Backoff()
+        while True:
+            try:
+                result = await work()
+            except ShardChanged:
+                raise
+            except Retryable as error:
+                if not batch.in_outage:
+                    logger.warning("%s/%d waits: %s", *batch.partition, error)
+                batch.in_outage = True
+                await self._clock.sleep(backoff.next_s())
+            else:
+                if batch.in_outage:
+                    logger.info("%s/%d goes on", *batch.partition)
+                batch.in_outage = False
+                return result

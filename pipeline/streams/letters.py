@@ -1,0 +1,109 @@
+"""What the worker writes to Kafka as values: dead letters and chunks of dirty keys, and how both are read back."""
+
+from __future__ import annotations
+
+import base64
+
+import msgspec
+
+from pipeline.report import DeadLetter
+from schemas.bundle import UnitKey
+from schemas.record import Record
+
+BASE64_GROWTH = 4 / 3
+HEADER_VALUE_BYTES_MAX = 4096
+
+
+class Letter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A dead letter on the wire, JSON; bytes are base64. Of a record too big for the topic only the first part is kept:
+    `truncated` is set, and `key_bytes` and `value_bytes` tell the whole lengths (None: there was no key or value)."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    reason: str
+    digest: str
+    bundle_keys: list[str] = []
+    headers: list[tuple[str, str]] = []
+    key: str | None = None
+    value: str | None = None
+    key_bytes: int | None = None
+    value_bytes: int | None = None
+    truncated: bool = False
+    failed_at_ms: int = 0
+
+
+_ENCODER = msgspec.json.Encoder()
+_LETTERS = msgspec.json.Decoder(Letter)
+_CHUNKS = msgspec.json.Decoder(list[UnitKey])
+
+
+def encode_letter(letter: DeadLetter, bytes_max: int, now_ms: int) -> bytes:
+    """The letter as JSON of at most about `bytes_max` bytes."""
+    record = letter.record
+    room = max(0, int((bytes_max - 2048 - len(letter.reason) * 2) / BASE64_GROWTH))
+    keys = _keys_within(letter.bundle_keys, room // 4)
+    room -= sum(len(key) + 4 for key in keys)
+    headers = [(name, _text(value[:HEADER_VALUE_BYTES_MAX]) or "") for name, value in record.headers]
+    room -= sum(len(name) + len(value) + 8 for name, value in headers)
+    key_room = max(0, min(len(record.key or b""), room // 2))
+    value_room = max(0, min(len(record.value or b""), room - key_room))
+    cut = key_room < len(record.key or b"") or value_room < len(record.value or b"")
+    return _ENCODER.encode(
+        Letter(
+            topic=record.topic, partition=record.partition, offset=record.offset, timestamp_ms=record.timestamp_ms,
+            reason=letter.reason, digest=letter.digest, bundle_keys=keys, headers=headers,
+            key=_text(record.key[:key_room] if record.key is not None else None),
+            value=_text(record.value[:value_room] if record.value is not None else None),
+            key_bytes=None if record.key is None else len(record.key),
+            value_bytes=None if record.value is None else len(record.value),
+            truncated=cut or any(len(value) > HEADER_VALUE_BYTES_MAX for _, value in record.headers),
+            failed_at_ms=now_ms,
+        )
+    )  # fmt: skip
+
+
+def decode_letter(value: bytes) -> Letter:
+    """Raises ValueError on bytes that `encode_letter` did not write."""
+    try:
+        return _LETTERS.decode(value)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"not a dead letter: {error}") from error
+
+
+def original_record(letter: Letter) -> Record:
+    """The record as it was read. Raises ValueError for a truncated one."""
+    if letter.truncated:
+        raise ValueError("only the first part of this record was kept")
+    headers = tuple((name, base64.b64decode(value)) for name, value in letter.headers)
+    key = None if letter.key is None else base64.b64decode(letter.key)
+    value = None if letter.value is None else base64.b64decode(letter.value)
+    return Record(letter.topic, letter.partition, letter.offset, key, value, letter.timestamp_ms, headers)
+
+
+def encode_chunk(keys: list[UnitKey]) -> bytes:
+    """Keys to rebuild, as JSON."""
+    return _ENCODER.encode(keys)
+
+
+def decode_chunk(value: bytes | None) -> list[UnitKey]:
+    """Raises ValueError on bytes that `encode_chunk` did not write."""
+    try:
+        return _CHUNKS.decode(value or b"")
+    except msgspec.DecodeError as error:
+        raise ValueError(f"not a chunk of dirty keys: {error}") from error
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else base64.b64encode(value).decode()
+
+
+def _keys_within(keys: list[str], bytes_max: int) -> list[str]:
+    kept, size = [], 0
+    for key in keys:
+        size += len(key) + 4
+        if size > bytes_max:
+            break
+        kept.append(key)
+    return kept

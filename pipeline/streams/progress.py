@@ -1,0 +1,77 @@
+"""Two tasks beside the agents: one feeds the watchdog, one makes a version serve when it has caught up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from mode import get_logger
+
+from pipeline.core.errors import Retryable
+from pipeline.stores.store import Partition
+from pipeline.streams.ending import end_stuck
+from pipeline.streams.watchdog import Sample, Watchdog, watch
+from schemas.topics import dirty_topic
+
+logger = get_logger(__name__)
+
+SAMPLE_EVERY_S = 5.0
+PROMOTE_EVERY_S = 0.5
+
+
+async def watch_progress(app: Any) -> None:
+    """Feeds the watchdog, whose thread ends the process when the worker is stuck."""
+    watchdog = Watchdog(app.stream_settings.stall_limit_s)
+    watch(watchdog, time.monotonic, end_stuck, app.watch_stop, every_s=SAMPLE_EVERY_S)
+    while not app.should_stop:
+        watchdog.sample(time.monotonic(), await _sample(app))
+        await app.sleep(SAMPLE_EVERY_S)
+
+
+async def _sample(app: Any) -> Sample:
+    consumer = app.consumer
+    committed = {lane.partition: lane.committed or 0 for lane in consumer.lanes.values()}
+    excuse = "an outage" if consumer.waits_for_stores else ""
+    try:
+        ends = await app.kafka_topics.end_offsets(frozenset(committed)) if committed else {}
+    except Retryable:
+        ends, excuse = {}, "Kafka is away"
+    return Sample(committed, ends, excuse, app.rebalancing)
+
+
+async def promote_when_caught_up(app: Any) -> None:
+    """Once everything that Kafka held at the start has been applied, by whichever worker, lookups may use this version.
+
+    Kafka's commits tell: they never run ahead of the marks. The marks themselves may be read only when partitions are
+    placed, because reading them accepts the shards as they are.
+    """
+    topics = app.kafka_topics
+    sources = await _ends(app, app.stream.topics)
+    await _reached(app, sources)
+    # What the hot parents among these left to the dirty lane belongs to the same state.
+    await _reached(app, await _ends(app, [dirty_topic(app.stream.context, app.stream.version)]))
+    if app.should_stop or topics is None:
+        return
+    await app.until_it_works(app.opened.promote)
+    logger.info("%s version %d has caught up and serves", app.stream.context, app.stream.version)
+
+
+async def _ends(app: Any, topics: Iterable[str]) -> Mapping[Partition, int]:
+    async def ask() -> Mapping[Partition, int]:
+        found: Mapping[Partition, int] = await app.kafka_topics.end_offsets(await app.kafka_topics.partitions(topics))
+        return found
+
+    return await app.until_it_works(ask) or {}
+
+
+async def _reached(app: Any, ends: Mapping[Partition, int]) -> None:
+    wanted = frozenset(partition for partition, end in ends.items() if end > 0)
+    while wanted and not app.should_stop:
+        extents = await app.until_it_works(partial(app.kafka_topics.extents, wanted)) or {}
+        done = {p for p, extent in extents.items() if extent.committed is not None and extent.committed >= ends[p]}
+        if not wanted - done:
+            return
+        wanted -= done
+        await app.sleep(PROMOTE_EVERY_S)
