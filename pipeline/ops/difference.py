@@ -7,8 +7,12 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+import msgspec
+
 ABSENT = "(absent)"
 SHOWN_CHARACTERS_MAX = 200
+
+_encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
 class Difference(NamedTuple):
@@ -83,7 +87,7 @@ def _whole(bundle: bytes | None) -> str:
 
 
 def _json(value: Any) -> str:
-    return _short(json.dumps(value, ensure_ascii=False, default=str))
+    return _short(_encode(value).decode())
 
 
 def _short(text: str) -> str:

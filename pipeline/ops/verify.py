@@ -18,8 +18,8 @@ from pipeline.ops.difference import ABSENT, Difference, differences
 from pipeline.ops.oracle import Oracle
 from pipeline.ops.reader import TableReader
 
-KEYS_MAX = 1_000
-REPORTED_KEYS_MAX = 1_000
+KEYS_MAX = 500
+REPORTED_KEYS_MAX = 500
 ROUNDS_MAX = 4
 ROUND_PAUSE_S = 0.5
 
@@ -34,7 +34,7 @@ class Answers(Protocol):
         """How far each partition has been applied."""
 
     def stored_keys(self) -> AsyncIterator[list[str]]:
-        """Keys of all stored bundles, in chunks; a key may come twice."""
+        """Keys of all stored bundles, in chunks; a key may come twice, and deleted ones may be among them."""
 
 
 @dataclass(frozen=True)
@@ -152,11 +152,12 @@ class Verifier:
         if self._settings.sample:
             chunks = _once(await self._sampled(chunks))
         count = 0
-        async for stored in chunks:
-            for chunk in _chunks(stored):
+        async for names in chunks:
+            for chunk in _chunks(names):
                 existing = await self._oracle.existing(chunk)
-                for key in dict.fromkeys(chunk):
-                    if key not in existing:
+                unknown = [key for key in dict.fromkeys(chunk) if key not in existing]
+                for key, stored in zip(unknown, await self._stored(unknown), strict=True):
+                    if stored is not None:
                         yield key
                 count += len(chunk)
                 self._progress("looking for surplus bundles", count)

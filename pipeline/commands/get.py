@@ -1,0 +1,77 @@
+"""`ctxpipe get`: bundles by key, for a person or a script."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from pipeline.lookup.answer import Answer
+
+BUDGET_MS = 5_000.0
+"""A person waits longer than an orchestrator."""
+
+
+@click.command()
+@click.argument("context")
+@click.argument("keys", nargs=-1, required=True, metavar="KEY...")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON per key, as the HTTP interface answers.")
+@click.option("--config", "config_path", envvar="CTXPIPE_CONFIG", default="ctxpipe.yaml", show_default=True)
+def command(context: str, keys: tuple[str, ...], as_json: bool, config_path: str) -> None:
+    """Show the bundles of CONTEXT for each KEY (several key columns are joined by |).
+
+    Exit code 1 when one is missing.
+    """
+    import asyncio
+
+    answers = asyncio.run(_answers(context, keys, config_path))
+    for answer in answers:
+        if as_json:
+            click.echo(answer.to_json())
+        else:
+            _show(answer)
+    if any(answer.status in ("missing", "fallback") for answer in answers):
+        sys.exit(1)
+
+
+async def _answers(context: str, keys: tuple[str, ...], config_path: str) -> list[Answer]:
+    from pipeline.commands._contexts import open_context, spec_named
+    from pipeline.core.clock import SystemClock
+    from pipeline.core.config import load, load_contexts
+    from pipeline.core.errors import ConfigError
+    from pipeline.lookup.service import LookupService, MalformedKey
+
+    config = load(config_path)
+    opened = await open_context(config, spec_named(load_contexts(config), context))
+    try:
+        service = LookupService({context: opened.served}, SystemClock(), BUDGET_MS)
+        return await service.get_many(context, keys)
+    except MalformedKey as error:
+        raise ConfigError([str(error)]) from None
+    finally:
+        await opened.stores.close()
+
+
+_COLOURS = {"fresh": "green", "stale": "yellow", "missing": "red", "fallback": "yellow"}
+
+
+def _show(answer: Answer) -> None:
+    import json
+
+    ages = ", ".join(
+        f"{source} {'age unknown' if age is None else f'{age:.0f} ms old'}" for source, age in answer.age_ms.items()
+    )
+    status = click.style(answer.status, fg=_COLOURS[answer.status])
+    click.echo(f"{answer.context} {answer.key}: {status}, {ages}, spec version {answer.spec_version}")
+    if answer.bundle is None:
+        return
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.syntax import Syntax
+
+        text = json.dumps(json.loads(answer.bundle), indent=2, ensure_ascii=False)
+        Console().print(Syntax(text, "json", background_color="default"))
+    else:
+        click.echo(json.dumps(json.loads(answer.bundle), indent=2, ensure_ascii=False))

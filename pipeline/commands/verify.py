@@ -1,0 +1,176 @@
+"""`ctxpipe verify`: does Redis say what the sources say? The composition root of pipeline.ops.verify."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pipeline.core.config import Config
+    from pipeline.ops.verify import Progress, Settings, Verification
+    from schemas.context import ContextSpec
+
+SHOWN_ROWS_MAX = 40
+
+
+@click.command()
+@click.argument("context")
+@click.option("--sample", type=click.IntRange(min=1), help="Check so many keys, chosen at random, instead of all.")
+@click.option("--keys", multiple=True, metavar="KEY", help="Check this key; may be given several times.")
+@click.option("--seed", type=int, help="Makes --sample choose the same keys again.")
+@click.option("--wait", "wait_s", type=click.FloatRange(min=0), default=60.0, show_default=True, metavar="SECONDS",
+              help="How long to wait for changes that are on their way.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="A JSON object as the last line.")
+@click.option("--config", "config_path", envvar="CTXPIPE_CONFIG", default="ctxpipe.yaml", show_default=True)
+def command(
+    context: str,
+    sample: int | None,
+    keys: tuple[str, ...],
+    seed: int | None,
+    wait_s: float,
+    as_json: bool,
+    config_path: str,
+) -> None:
+    """Compute the bundles of CONTEXT from the sources by SQL and compare them with what lookups answer.
+
+    Exit code 0: equal; 1: they differ; 3: a side is away, or changes do not arrive.
+    """
+    import asyncio
+    import secrets
+
+    from pipeline.ops.verify import Settings
+
+    chosen = seed if seed is not None else secrets.randbelow(2**31)
+    settings = Settings(sample=sample or 0, keys=keys, seed=chosen, wait_s=wait_s)
+    result = asyncio.run(_verify(config_path, context, settings, quiet=as_json or not sys.stderr.isatty()))
+    _report(context, result, settings, as_json)
+    if result.mismatches or result.unsettled:
+        sys.exit(1)
+
+
+async def _verify(config_path: str, context: str, settings: Settings, quiet: bool) -> Verification:
+    from pipeline.commands._contexts import spec_named
+    from pipeline.core.config import load, load_contexts
+
+    config = load(config_path)
+    spec = spec_named(load_contexts(config), context)
+    if quiet:
+        return await verify_context(config, spec, settings)
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:,}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("waiting for changes on their way", total=None)
+        return await verify_context(
+            config, spec, settings, lambda what, count: bar.update(task, description=what, completed=count)
+        )
+
+
+async def verify_context(
+    config: Config, spec: ContextSpec, settings: Settings, progress: Progress = lambda what, count: None
+) -> Verification:
+    """Opens both sides, checks and closes them; also what the demo calls. Raises as Verifier.run."""
+    from contextlib import AsyncExitStack
+    from dataclasses import replace
+
+    from pipeline.commands._contexts import make_reader, open_context
+    from pipeline.core.clock import SystemClock
+    from pipeline.core.errors import ConfigError
+    from pipeline.ops.oracle import Oracle
+    from pipeline.ops.verify import Verifier
+
+    async with AsyncExitStack() as stack:
+        readers: dict[str, Any] = {}
+        for name in sorted({entity.source for entity in spec.entities.values()}):
+            if name not in config.sources:
+                raise ConfigError([f"context {spec.context}: no source {name!r} in the configuration"])
+            readers[name] = make_reader(name, config.sources[name])
+            stack.push_async_callback(readers[name].close)
+        answers = await open_context(config, spec)
+        stack.push_async_callback(answers.stores.close)
+        oracle = await Oracle.create(spec, readers, mask_secret(config))
+        for hint in oracle.hints:
+            click.echo(f"note: {hint}", err=True)
+        topics = await _topics(config, spec)
+        return await Verifier(oracle, answers, readers, SystemClock(), replace(settings, topics=topics), progress).run()
+
+
+def mask_secret(config: Config) -> bytes:
+    """The secret of `mask: hash`, where the configuration has one."""
+    secret: Any = getattr(config, "mask_secret", None)
+    if secret is None:
+        return b""
+    return str(secret.get_secret_value() if hasattr(secret, "get_secret_value") else secret).encode()
+
+
+async def _topics(config: Config, spec: ContextSpec) -> dict[str, dict[str, int]]:
+    from pipeline.ops.partitions import partition_counts
+    from schemas.topics import table_topic
+
+    topics: dict[str, list[str]] = {}
+    for entity in spec.entities.values():
+        topics.setdefault(entity.source, []).append(table_topic(entity.source, entity.table))
+    names = [name for listed in topics.values() for name in listed]
+    counts = await partition_counts(config.kafka.bootstrap_servers, sorted(set(names)))
+    return {source: {name: counts[name] for name in listed} for source, listed in topics.items()}
+
+
+def _report(context: str, result: Verification, settings: Settings, as_json: bool) -> None:
+    import json
+
+    _table(result)
+    if result.absent:
+        click.echo(f"{result.absent} of the given keys exist on neither side", err=True)
+    seed = f" (--seed {settings.seed})" if settings.sample else ""
+    if result.mismatches or result.unsettled:
+        unsettled = f", {result.unsettled} kept changing" if result.unsettled else ""
+        parts = f"{result.missing} missing, {result.extra} without a source row"
+        summary = f"{context}: {result.mismatches:,} of {result.verified:,} bundles differ ({parts}){unsettled}{seed}"
+    else:
+        summary = f"{context}: all {result.verified:,} bundles equal what the sources say{seed}"
+    click.echo(click.style(summary, fg="red" if result.mismatches else "green"), err=as_json)
+    if as_json:
+        click.echo(json.dumps(as_object(context, result)))
+
+
+def as_object(context: str, result: Verification) -> dict[str, Any]:
+    """What `--json` prints; at most SHOWN_ROWS_MAX keys with their differences."""
+    return {
+        "context": context,
+        "verified": result.verified,
+        "mismatches": result.mismatches,
+        "missing": result.missing,
+        "extra": result.extra,
+        "unsettled": result.unsettled,
+        "absent": result.absent,
+        "differences": [
+            {"key": key, "path": item.path, "source": item.source, "redis": item.stored}
+            for key, found in result.found[:SHOWN_ROWS_MAX]
+            for item in found[:SHOWN_ROWS_MAX]
+        ],
+    }
+
+
+def _table(result: Verification) -> None:
+    if not result.found:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = [(key, item) for key, found in result.found for item in found]
+    table = Table("key", "path", "source says", "Redis says", title="Differences")
+    for key, item in rows[:SHOWN_ROWS_MAX]:
+        table.add_row(*map(_plain, (key, item.path or "(whole bundle)", item.source, item.stored)))
+    Console(stderr=True).print(table)
+    if len(rows) > SHOWN_ROWS_MAX:
+        click.echo(f"and {len(rows) - SHOWN_ROWS_MAX} more differences", err=True)
+
+
+def _plain(text: str) -> str:
+    """Values are data: no markup of rich in them."""
+    from rich.markup import escape
+
+    return escape(text)

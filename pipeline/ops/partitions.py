@@ -1,0 +1,26 @@
+"""How many partitions topics have, asked of Kafka: what has to be applied before a check may begin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+REQUEST_TIMEOUT_MS = 5_000
+
+
+async def partition_counts(bootstrap_servers: str, topics: Sequence[str]) -> dict[str, int]:
+    """Topic → number of partitions; 0 for topics that Kafka does not know and, for all, when it does not answer."""
+    unknown = dict.fromkeys(topics, 0)
+    if not topics:
+        return unknown
+    client = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers, request_timeout_ms=REQUEST_TIMEOUT_MS)
+    try:
+        await client.start()
+        described = await client.describe_topics(list(topics))
+    except (KafkaError, OSError):
+        return unknown
+    finally:
+        await client.close()
+    return {**unknown, **{item["topic"]: len(item["partitions"]) for item in described}}
