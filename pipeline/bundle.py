@@ -46,7 +46,8 @@ class Assembly:
         """Takes what was read, in the order of `needed`, and works out the next level."""
         row_wants, view_wants = self._row_wants, self._view_wants
         self._row_wants, self._view_wants = {}, {}
-        self._rows.update(zip(row_wants, rows, strict=True))
+        live = (row if row is not None and row.live else None for row in rows)
+        self._rows.update(zip(row_wants, live, strict=True))
         self._views.update(zip(view_wants, views, strict=True))
         for (_, key), nodes in row_wants.items():
             for node in nodes:

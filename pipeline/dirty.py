@@ -89,6 +89,6 @@ class Climb:
         for nodes, row in zip(row_wants.values(), rows, strict=True):
             for node in nodes:
                 assert node.relation is not None
-                place = join_text(row.values, node.relation.columns) if row is not None else None
+                place = join_text(row.values, node.relation.columns) if row is not None and row.live else None
                 if place is not None:
                     self._arrive(node, place)

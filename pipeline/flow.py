@@ -182,7 +182,7 @@ class Flow:
             return letter
         stored = (await self.rows.read([(table.name, key)]))[0]
         climb = Climb(self.plan)
-        climb.changed(table, key, links_of(table, stored.values) if stored else None, [])
+        climb.changed(table, key, links_of(table, stored.values) if stored and stored.live else None, [])
         await self._climb(climb, BatchReport())
         affected = [f"{unit.unit}:{unit.key}" if unit.unit else unit.key for unit in climb.keys]
         return DeadLetter(letter.record, letter.reason, letter.digest, affected[: self.limits.dead_letter_keys_max])

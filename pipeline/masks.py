@@ -10,7 +10,7 @@ import msgspec
 
 
 def mask(kind: str, value: Any, secret: bytes) -> str | None:
-    """`hash`: 32 hex digits of HMAC-SHA256 under `secret`; `redact`: "***"; `last4`: "***" and its last four characters.
+    """`hash`: 32 hex digits of HMAC-SHA256 under `secret`; `redact`: "***"; `last4`: "***" and four characters.
 
     Null stays null. Equal values have equal hashes, so that masked values can still be compared.
     """

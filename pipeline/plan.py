@@ -375,7 +375,7 @@ def parsed_json(value: Any) -> Any:
 
 
 def _expression_getter(table: TablePlan, text: str) -> Getter:
-    expression = compile_expression(text)
+    expression = compile_expression(text, table.types)
     names = [(column, table.columns.index(column)) for column in sorted(expression.columns)]
     return lambda values: expression.evaluate({name: values[position] for name, position in names})
 

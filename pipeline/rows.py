@@ -145,9 +145,9 @@ def complete(
 
     A partial change without any row before it can't be completed: it is set aside, never guessed.
     """
-    latest: dict[tuple[str, str], Values | None] = {
-        key: None if row is None else row.values for key, row in stored.items()
-    }
+    latest: dict[tuple[str, str], Values | None]
+    latest = {key: row.values if row.live else None for key, row in stored.items() if row is not None}
+    versions = {key: row.version for key, row in stored.items() if row is not None}
     completed, dead_letters = [], []
     for change in changes:
         name = change.table.name
@@ -155,6 +155,8 @@ def complete(
             before = latest.get((name, change.key))
             if before is None and change.former_key is not None:
                 before = latest.get((name, change.former_key))
+            if before is None and versions.get((name, change.key), "") >= change.version:
+                continue  # it is stale: the row has been deleted since
             if before is None:
                 columns = ", ".join(change.table.columns[position] for position in change.missing)
                 reason = f"unchanged large value of {columns} was not sent, and no earlier row {change.key} is known"
@@ -162,7 +164,9 @@ def complete(
                 continue
             for position in change.missing:
                 change.values[position] = before[position]
-        latest[name, change.key] = change.values
+        if change.version >= versions.get((name, change.key), ""):
+            latest[name, change.key] = change.values
+            versions[name, change.key] = change.version
         completed.append(change)
     return completed, dead_letters
 

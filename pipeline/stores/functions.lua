@@ -23,10 +23,10 @@ local function apply(keys, args)
     local key, version, links, body = args[i], args[i + 1], args[i + 2], args[i + 3]
     local stored = current[key]
     local answer = ''
-    if floor and version < floor then
+    local stored_version = stored and string.sub(stored, 1, 32)
+    if floor and version < floor and (not stored or version > stored_version) then
       answer = 0
     elseif stored then
-      local stored_version = string.sub(stored, 1, 32)
       if version < stored_version then
         answer = 0
       else
@@ -39,7 +39,8 @@ local function apply(keys, args)
           local links_start = 41 + former_length
           local stored_links = string.sub(stored, links_start, links_start + links_length - 1)
           local same = not touched[key] and string.sub(stored, links_start + links_length) == body
-          if not touched[key] then former = '' end
+          -- A truncate writes from another partition: what its deletes or the row's own batch left undone is kept.
+          if not touched[key] and floor ~= version and floor ~= stored_version then former = '' end
           if links_length > 0 and stored_links ~= links then
             local blob = struct.pack('>I4', links_length) .. stored_links
             if not string.find(former, blob, 1, true) then former = former .. blob end
@@ -70,7 +71,7 @@ local function apply(keys, args)
   return out
 end
 
--- KEYS: rows hash. ARGV: keys of rows.
+-- KEYS: rows hash, floor. ARGV: keys of rows. Answer: the rows, then the floor.
 local function rows(keys, args)
   local out = {}
   for first = 1, #args, 1000 do
@@ -78,6 +79,7 @@ local function rows(keys, args)
     local found = redis.call('HMGET', keys[1], unpack(args, first, last))
     for i = 1, last - first + 1 do out[first + i - 1] = found[i] end
   end
+  out[#args + 1] = redis.call('GET', keys[2])
   return out
 end
 

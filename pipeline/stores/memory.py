@@ -43,7 +43,8 @@ class MemoryRows:
         rows = self.tables.setdefault(write.table, {})
         stored = rows.get(write.key)
         key = (write.table, write.key)
-        if write.version < self.floors.get(write.table, ""):
+        floor = self.floors.get(write.table, "")
+        if write.version < floor and (stored is None or write.version > stored.version):
             return RowOutcome(False, [])
         if stored is None:
             rows[write.key] = _Row(write, [])
@@ -53,7 +54,9 @@ class MemoryRows:
             touched.add(key)
             equal = write.version == stored.version
             return RowOutcome(equal, list(stored.former) if equal else [])
-        former = list(stored.former) if key in touched else []
+        # A truncate writes from another partition: what its deletes or the row's own batch left undone is kept.
+        unfinished = key in touched or floor in (write.version, stored.version)
+        former = list(stored.former) if unfinished else []
         if stored.links and stored.links != write.links and stored.links not in former:
             former.append(stored.links)
         same = stored.values == write.values and key not in touched and not former
@@ -62,11 +65,13 @@ class MemoryRows:
         return RowOutcome(not same, list(former))
 
     async def read(self, keys: Sequence[tuple[str, str]]) -> list[StoredRow | None]:
-        found = [self.tables.get(table, {}).get(key) for table, key in keys]
-        return [
-            None if row is None or row.values is None else StoredRow(row.version, row.commit_time_us, list(row.values))
-            for row in found
-        ]
+        return [self._read(table, key) for table, key in keys]
+
+    def _read(self, table: str, key: str) -> StoredRow | None:
+        row = self.tables.get(table, {}).get(key)
+        if row is not None:
+            return StoredRow(row.version, row.commit_time_us, list(row.values or ()))
+        return StoredRow(self.floors[table], 0, []) if table in self.floors else None
 
     async def truncate(self, table: str, version: str) -> list[str]:
         self.floors[table] = max(version, self.floors.get(table, ""))

@@ -49,12 +49,15 @@ class RedisRows:
             group = groups.setdefault((table, bucket_of(key)), ([], []))
             group[0].append(number)
             group[1].append(key)
-        calls: list[Call] = [("rows", self._keys(*group)[:1], names) for group, (_, names) in groups.items()]
+        calls: list[Call] = [("rows", self._keys(*group), names) for group, (_, names) in groups.items()]
         rows: list[StoredRow | None] = [None] * len(keys)
         for (numbers, _), values in zip(groups.values(), await self.client.call(calls), strict=True):
+            floor = values.pop()
             for number, value in zip(numbers, values, strict=True):
                 if value is not None:
                     rows[number] = _row(value)
+                elif floor is not None:
+                    rows[number] = StoredRow(floor.decode(), 0, [])
         return rows
 
     async def truncate(self, table: str, version: str) -> list[str]:
@@ -68,8 +71,8 @@ class RedisRows:
                 cursor, flat = await self.client.run("HSCAN", name, cursor, "COUNT", _SCAN_COUNT)
                 pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
                 for key, value in pairs:
-                    stored, live = value[:_VERSION_LENGTH].decode(), _row(value) is not None
-                    if (live and stored < version) or (not live and stored == version):
+                    row = _row(value)
+                    if (row.live and row.version < version) or (not row.live and row.version == version):
                         found.append(key.decode())
                 cursor = int(cursor)
                 if cursor == 0:
@@ -80,14 +83,12 @@ class RedisRows:
         return [self.client.key(bucket, f"r:{table}"), self.client.key(bucket, f"f:{table}")]
 
 
-def _row(value: bytes) -> StoredRow | None:
+def _row(value: bytes) -> StoredRow:
     (former,) = struct.unpack_from(">I", value, _VERSION_LENGTH)
     start = _VERSION_LENGTH + 4 + former
     (links,) = struct.unpack_from(">I", value, start)
     body = value[start + 4 + links :]
-    if not body:
-        return None
-    commit_time_us, values = _DECODE(body)
+    commit_time_us, values = _DECODE(body) if body else (0, [])
     return StoredRow(value[:_VERSION_LENGTH].decode(), commit_time_us, values)
 
 

@@ -60,7 +60,7 @@ class Stores:
 
 
 async def open_stores(settings: RedisSettings) -> Stores:
-    """Connects and loads the store functions. Raises Retryable when Redis is away, EnvironmentProblem at a bad login."""
+    """Connects and loads the store functions. Raises Retryable when Redis is away, EnvironmentProblem at a refusal."""
     client = RedisClient(settings)
     await client.load_functions()
     bundles = RedisBundles(client)

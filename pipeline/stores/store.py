@@ -44,11 +44,15 @@ class RowOutcome(msgspec.Struct, frozen=True, gc=False):
 
 
 class StoredRow(msgspec.Struct, frozen=True, gc=False):
-    """A row as stored; `values` in the plan's column order."""
+    """A row as stored; `values` in the plan's column order, empty for one that is remembered as deleted."""
 
     version: str
     commit_time_us: int
     values: list[Any]
+
+    @property
+    def live(self) -> bool:
+        return bool(self.values)
 
 
 class RowStore(Protocol):
@@ -58,7 +62,7 @@ class RowStore(Protocol):
         """Replaces each row only by an equal or newer version, in the order given; one outcome per write."""
 
     async def read(self, keys: Sequence[tuple[str, str]]) -> list[StoredRow | None]:
-        """Rows by (table, key text); None where there is none or it was deleted."""
+        """Rows by (table, key text), deleted ones too, also those that a truncate refuses; None if never seen."""
 
     async def truncate(self, table: str, version: str) -> list[str]:
         """From now on versions of this table's rows below `version` are refused.

@@ -1,0 +1,144 @@
+"""One simulated run: a random spec, a random source, workers with faults; afterwards the stores must equal a rebuild."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Coroutine
+from random import Random
+from typing import Any
+
+from pipeline.core.errors import Retryable
+from pipeline.flow import Flow, FlowLimits
+from pipeline.plan import Plan, compile_plan
+from schemas.bundle import UnitKey
+from tests.simulation.compare import differences
+from tests.simulation.specs import random_spec
+from tests.simulation.world import PARTITIONS, Crash, Faults, FaultyStore, Memory, Pause, Source
+
+_STEPS_MAX = 200_000
+Partition = tuple[str, int]
+
+
+class Simulation:
+    """Workers share partitions; each partition has one current owner, and owners that lost it may still be running."""
+
+    def __init__(self, seed: int, compose: str | None = None) -> None:
+        self.random = Random(seed)
+        self.spec = random_spec(self.random, compose)
+        self.plan: Plan = compile_plan(self.spec)
+        # The source draws from its own sequence, so that one seed gives the same tables whatever happens elsewhere.
+        self.source, self.memory, self.faults = Source(Random(-1 - seed)), Memory(), Faults(self.random)
+        self.limits = FlowLimits(parent_children_max=self.random.choice([1, 3, 1000]), chunk_keys=2, assembly_keys=5)
+        self.running: list[tuple[Partition, Coroutine[Any, Any, Any]]] = []
+        self.owned: set[Partition] = set()
+        self.positions: dict[Partition, int] = {}
+        self.done: dict[Partition, int] = {}
+        self.lane: list[list[UnitKey]] = []
+        self.lane_done = 0
+        self.remembered: Memory | None = None
+
+    def run(self) -> list[str]:
+        """Empty when the stores converged; otherwise what differs."""
+        for _ in range(self.source.random.randint(5, 25)):
+            self.source.transaction()
+            if self.source.random.random() < 0.05:
+                self.source.duplicate()
+            self._drive(self.random.randint(0, 60))
+            self._disturb()
+        self.faults.stop()
+        for _ in range(_STEPS_MAX):
+            self._start_all()
+            if not self.running:
+                break
+            self._step()
+        else:
+            return ["the simulation did not come to rest"]
+        return differences(self.spec, self.plan, self.source.tables, self.memory)
+
+    def _drive(self, steps: int) -> None:
+        for _ in range(steps):
+            self._start_all()
+            if self.running:
+                self._step()
+
+    def _start_all(self) -> None:
+        for table in sorted(self.plan.topics):
+            for number in range(PARTITIONS):
+                partition = (table, number)
+                log = self.source.log.get(partition, [])
+                if partition not in self.owned and self._position(partition) < len(log):
+                    self.owned.add(partition)
+                    self.running.append((partition, self._consume(partition)))
+        lane = ("lane", 0)
+        if lane not in self.owned and self.lane_done < len(self.lane):
+            self.owned.add(lane)
+            self.running.append((lane, self._consume_lane()))
+
+    def _position(self, partition: Partition) -> int:
+        return self.positions.setdefault(partition, self.memory.marks.offsets.get(partition, 0))
+
+    def _flow(self) -> Flow:
+        stores = [FaultyStore(s, self.faults) for s in (self.memory.rows, self.memory.relations, self.memory.bundles)]
+        return Flow(self.plan, stores[0], stores[1], stores[2], self.limits)
+
+    async def _consume(self, partition: Partition) -> None:
+        """What the agent does with one batch: retry outages, then publish the fan-out, then the batch is done."""
+        memory, start = self.memory, self._position(partition)
+        records = self.source.log[partition][start : start + self.random.choice([1, 2, 5, 50])]
+        flow = self._flow()
+        while True:
+            try:
+                report = await flow.process(records)
+                break
+            except Retryable:
+                await Pause()
+        if report.dead_letters:
+            raise AssertionError(f"dead letters: {report.dead_letters[0].reason}")
+        self.lane += report.fan_out
+        await Pause()
+        if memory is self.memory and self.positions.get(partition) == start:
+            self.positions[partition] = start + len(records)
+            if self.random.random() < 0.5:
+                await memory.marks.write_marks({partition: start + len(records)})
+
+    async def _consume_lane(self) -> None:
+        flow, number = self._flow(), self.lane_done
+        while number < len(self.lane):
+            try:
+                await flow.rebuild(self.lane[number])
+                break
+            except Retryable:
+                await Pause()
+        self.lane_done = max(self.lane_done, number + 1)
+
+    def _step(self) -> None:
+        number = self.random.randrange(len(self.running))
+        partition, coroutine = self.running[number]
+        try:
+            coroutine.send(None)
+            return
+        except StopIteration:
+            self.owned.discard(partition)
+        except Crash:
+            self._lost(partition)
+        del self.running[number]
+
+    def _lost(self, partition: Partition) -> None:
+        """The process is gone: whoever comes next starts at the mark."""
+        self.owned.discard(partition)
+        self.positions.pop(partition, None)
+
+    def _disturb(self) -> None:
+        roll = self.random.random()
+        if roll < 0.25 and self.owned:
+            # A rebalance: another worker starts at the mark while the old one is still at work.
+            partition = self.random.choice(sorted(self.owned))
+            self._lost(partition)
+        elif roll < 0.31:
+            self.remembered = copy.deepcopy(self.memory)
+        elif roll < 0.36 and self.remembered is not None:
+            # Redis comes back as it was a moment ago; its workers notice and go back to its marks.
+            self.memory, self.remembered = self.remembered, None
+            for _, coroutine in self.running:
+                coroutine.close()
+            self.running, self.owned, self.positions, self.lane_done = [], set(), {}, 0
