@@ -14,7 +14,7 @@ AggregateFunction = Literal["count", "sum", "avg", "min", "max", "latest", "coun
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Entity(Part):

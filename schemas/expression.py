@@ -65,7 +65,7 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], int, int]] = {
 }
 FUNCTION_NAMES = tuple(sorted([*_FUNCTIONS, "coalesce", "column"]))
 _ALLOWED = (
-    "allowed are literals, column names, + - * / // %, comparisons, and, or, not, in (…), is null, "
+    "allowed are literals, column names, + - * / // %, comparisons, and, or, not, in (…), is null (true, false), "
     f"x if c else y, and the functions {', '.join(FUNCTION_NAMES)}"
 )
 # A sign of another language in a text that does not parse, and what to write instead.
@@ -115,7 +115,7 @@ def compile_expression(text: str, types: Mapping[str, str] | None = None) -> Exp
     try:
         tree = ast.parse(source, mode="eval")
     except SyntaxError as error:
-        position = min(max(error.offset or 1, 1), len(source))
+        position = min(error.offset or len(source), len(source))
         raise ExpressionError(_syntax_message(source, error), position + offset) from None
     except (RecursionError, MemoryError, ValueError) as error:
         raise ExpressionError(f"cannot be read: {error or 'nested too deeply'}", 1) from None
@@ -127,7 +127,7 @@ def compile_expression(text: str, types: Mapping[str, str] | None = None) -> Exp
 def _syntax_message(source: str, error: SyntaxError) -> str:
     unquoted = re.sub(r"'[^']*'|\"[^\"]*\"", "''", source)
     hint = next((hint for pattern, hint in _HABITS if pattern.search(unquoted)), None)
-    return f"{hint or error.msg}; {_ALLOWED}"
+    return hint or f"{error.msg}; {_ALLOWED}"
 
 
 class _Compiler:
@@ -216,10 +216,10 @@ class _Compiler:
 
     def _link(self, left: ast.expr, operator: ast.cmpop, right: ast.expr, depth: int) -> Run:
         if isinstance(operator, (ast.Is, ast.IsNot)):
-            if not _is_null(right):
-                self._refuse(right, "after 'is' stands null or not null; compare other values with ==")
-            operand, wanted = self.compile(left, depth), isinstance(operator, ast.Is)
-            return lambda row: (operand(row) is None) is wanted
+            if not isinstance(right, ast.Name) or right.id not in _CONSTANTS:
+                self._refuse(right, "after 'is' stands null, true, false or not …; compare other values with ==")
+            operand, wanted, same = self.compile(left, depth), _CONSTANTS[right.id], isinstance(operator, ast.Is)
+            return lambda row: (operand(row) is wanted) is same
         if isinstance(operator, (ast.In, ast.NotIn)):
             return self._membership(left, isinstance(operator, ast.NotIn), right, depth)
         if _is_null(left) or _is_null(right):

@@ -1,0 +1,43 @@
+"""Declared column types: what a spec may say about a column where the wire alone is ambiguous.
+
+Debezium without schemas writes a timestamp as a number and a numeric as base64: only the declaration says which.
+"""
+
+from __future__ import annotations
+
+import re
+
+from schemas.yaml_file import suggestion
+
+TYPE_NAMES = (
+    "decimal", "numeric", "integer", "float", "number", "text", "boolean", "bytes", "bits", "json", "hstore", "uuid",
+    "date", "date_ms", "time_ms", "time_us", "time_ns",
+    "timestamp", "timestamp_ms", "timestamp_us", "timestamp_ns",
+    "timestamptz", "timestamptz_ms", "timestamptz_us", "interval_us", "point",
+)  # fmt: skip
+"""`decimal(precision,scale)`; `timestamp` alone is `timestamp_us`; `type[]` is an array of `type`."""
+
+_DECIMAL = re.compile(r"(?:decimal|numeric)\(\s*(\d{1,4})\s*,\s*(\d{1,4})\s*\)")
+
+
+def scale_of(declared: str) -> int | None:
+    """The scale of `decimal(precision,scale)`; None where it isn't given."""
+    found = _DECIMAL.fullmatch(declared)
+    return int(found.group(2)) if found else None
+
+
+def element_of(declared: str) -> str | None:
+    """The element type of `type[]`; None for what is no array."""
+    return declared[:-2] if declared.endswith("[]") else None
+
+
+def check_type(declared: str) -> str | None:
+    """What is wrong with a declared type, in words; None when nothing is."""
+    element = element_of(declared)
+    if element is not None:
+        return check_type(element)
+    if declared in TYPE_NAMES or _DECIMAL.fullmatch(declared):
+        return None
+    if declared.startswith(("decimal", "numeric")):
+        return f"{declared!r}: write decimal(precision,scale), e.g. decimal(10,2)"
+    return f"no type {declared!r}{suggestion(declared, TYPE_NAMES) or '; types: ' + ', '.join(TYPE_NAMES)}"
