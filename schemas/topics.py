@@ -21,7 +21,13 @@ def message_topic(source: str) -> str:
 
 
 def dead_letter_topic(context: str) -> str:
+    """Of a context, or of a source whose connector set rows aside."""
     return _INVALID.sub("_", f"ctxpipe.{context}.dead-letter")
+
+
+def positions_topic(source: str) -> str:
+    """Where a connector keeps how far its source is in Kafka; compacted, one record per source."""
+    return _INVALID.sub("_", f"ctxpipe.{source}.positions")
 
 
 def dirty_topic(context: str, version: int) -> str:

@@ -1,0 +1,34 @@
+"""Keeps a source's position in its compacted Kafka topic: one record under one key, the newest counts."""
+
+from __future__ import annotations
+
+import msgspec
+
+from connectors.publisher import Publisher
+from connectors.source import Position
+from pipeline.core.errors import Fatal
+from schemas.topics import positions_topic
+
+_KEY = b'{"position":"current"}'
+
+
+class KafkaPositions:
+    """Needs a started publisher that has ensured `topic`."""
+
+    def __init__(self, source: str, publisher: Publisher) -> None:
+        self.topic = positions_topic(source)
+        self._publisher = publisher
+
+    async def load(self) -> Position | None:
+        """None when none was ever stored. Raises Fatal for one that can't be read: starting anew would repeat all."""
+        value = await self._publisher.read_latest(self.topic, _KEY)
+        if value is None:
+            return None
+        try:
+            position: Position = msgspec.json.decode(value)["position"]
+        except (msgspec.DecodeError, KeyError, TypeError) as error:
+            raise Fatal(f"The newest position in topic {self.topic} can't be read: {error}") from error
+        return position
+
+    async def save(self, position: Position) -> None:
+        await self._publisher.store(self.topic, _KEY, msgspec.json.encode({"version": 1, "position": position}))

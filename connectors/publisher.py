@@ -1,0 +1,252 @@
+"""The door to Kafka: whole batches in, a promise of their delivery out. The only import of aiokafka in connectors.
+
+Order per key holds also over retries: one idempotent producer, acks from all replicas, one request in flight per
+broker, and batches that the broker can't refuse for their size, because a row that is too large is set aside before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import (
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    TopicAlreadyExistsError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
+
+from connectors.partitioner import partition_of
+from connectors.source import EVERY_PARTITION, SourceRecord
+from pipeline.core.errors import EnvironmentProblem, Fatal, Retryable
+from schemas.topics import dead_letter_topic
+
+BATCH_BYTES_MAX = 512 * 1024
+RECORD_OVERHEAD_BYTES = 200
+"""More than the broker's own bytes around a record and its batch."""
+
+
+class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where Kafka is and how our topics are made. `security` goes to the clients as it is (SASL, TLS)."""
+
+    bootstrap_servers: str
+    partitions: int = 8
+    replication_factor: int = 1
+    message_bytes_max: int = 24 * 1024 * 1024
+    request_timeout_s: float = 30.0
+    security: dict[str, Any] = {}
+
+    def client(self) -> dict[str, Any]:
+        """Arguments of every aiokafka client."""
+        timeout_ms = int(self.request_timeout_s * 1000)
+        return {"bootstrap_servers": self.bootstrap_servers, "request_timeout_ms": timeout_ms, **self.security}
+
+
+_NO_HEADERS: list[tuple[str, bytes]] = []
+
+
+class TopicPlan(msgspec.Struct, frozen=True):
+    """Topics to create: `compacted` with the configured partitions, `single` compacted with one partition, `plain` with
+    one partition and time-based retention.
+    """
+
+    compacted: Sequence[str]
+    plain: Sequence[str] = ()
+    single: Sequence[str] = ()
+
+
+class _Topic(msgspec.Struct):
+    partitions: int
+    message_bytes_max: int
+
+
+class Publisher:
+    """Publishes batches. Call `start`, which also creates the topics, then `publish` from one task; `stop` in the end.
+
+    Errors: Retryable when Kafka is away (start again with a new object), Fatal when it refuses for good,
+    EnvironmentProblem when a person has to mend something.
+    """
+
+    def __init__(self, source: str, settings: KafkaSettings, plan: TopicPlan) -> None:
+        self._settings = settings
+        self._plan = plan
+        self._dead_letters = dead_letter_topic(source)
+        self._topics: dict[str, _Topic] = {}
+        self._producer: Any = None
+        self.dead_letter_count = 0
+
+    async def start(self) -> None:
+        self._producer = AIOKafkaProducer(
+            **self._settings.client(),
+            acks="all",
+            enable_idempotence=True,
+            max_batch_size=BATCH_BYTES_MAX,
+            max_request_size=self._settings.message_bytes_max + BATCH_BYTES_MAX,
+        )
+        with mapped_errors(self._settings.bootstrap_servers):
+            await self._producer.start()
+        await self._ensure_topics()
+
+    async def stop(self) -> None:
+        """Ends at once; what is not delivered yet is not waited for: its position was not acknowledged either."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            try:
+                await asyncio.wait_for(producer.stop(), timeout=5)
+            except (TimeoutError, KafkaError):
+                await producer.client.close()
+
+    async def _ensure_topics(self) -> None:
+        """Creates what is missing; existing topics are taken as they are."""
+        size = {"max.message.bytes": str(self._settings.message_bytes_max)}
+        compact = {"cleanup.policy": "compact", **size}
+        small = {**compact, "segment.bytes": str(1 << 20), "min.cleanable.dirty.ratio": "0.1"}
+        wanted = dict.fromkeys(self._plan.compacted, (self._settings.partitions, compact))
+        wanted |= dict.fromkeys((*self._plan.plain, self._dead_letters), (1, size))
+        wanted |= dict.fromkeys(self._plan.single, (1, small))
+        admin = AIOKafkaAdminClient(**self._settings.client())
+        with mapped_errors(self._settings.bootstrap_servers):
+            await admin.start()
+            try:
+                await self._create(admin, wanted)
+                await self._describe(admin, list(wanted))
+            finally:
+                await admin.close()
+
+    async def _create(self, admin: Any, wanted: dict[str, tuple[int, dict[str, str]]]) -> None:
+        existing = set(await admin.list_topics())
+        new = [
+            NewTopic(name, partitions, self._settings.replication_factor, topic_configs=configs)
+            for name, (partitions, configs) in wanted.items()
+            if name not in existing
+        ]
+        if not new:
+            return
+        response = await admin.create_topics(new)
+        for name, code, *details in response.topic_errors:
+            error = for_code(code)
+            if code != 0 and error is not TopicAlreadyExistsError:
+                reason = details[0] if details and details[0] else error.__name__
+                raise EnvironmentProblem(f"Kafka refuses to create the topic {name}: {reason}")
+
+    async def _describe(self, admin: Any, names: list[str]) -> None:
+        resources = [ConfigResource(ConfigResourceType.TOPIC, name, {"max.message.bytes": ""}) for name in names]
+        sizes = {}
+        for response in await admin.describe_configs(resources):
+            for _code, _message, _kind, name, entries in response.resources:
+                sizes[name] = next((int(entry[1]) for entry in entries if entry[0] == "max.message.bytes"), 1_000_000)
+        for name in names:
+            partitions = await self._partitions(name)
+            size = min(sizes.get(name, 1_000_000), self._settings.message_bytes_max)
+            self._topics[name] = _Topic(partitions, size)
+
+    async def _partitions(self, topic: str) -> int:
+        for _attempt in range(100):
+            try:
+                return len(await self._producer.partitions_for(topic))
+            except UnknownTopicOrPartitionError:
+                await asyncio.sleep(0.05)  # just created: not every broker knows it yet
+        raise Retryable(f"Kafka created the topic {topic} but does not tell its partitions.")
+
+    async def publish(self, records: Sequence[SourceRecord]) -> asyncio.Future[None]:
+        """Hands the records over, in order. Returns what to await for their delivery; it raises Retryable or Fatal.
+
+        Waits only while the producer's queue for a partition is occupied: the caller bounds what is in flight.
+        """
+        builders: dict[tuple[str, int], Any] = {}
+        sealed: list[tuple[str, int, Any]] = []
+        create = self._producer.create_batch
+        for record in records:
+            topic = record.topic
+            about = self._topics.get(topic)
+            if about is None:
+                raise Fatal(f"A record for the topic {topic}, which the source did not announce.")
+            key, value, partition = record.key, record.value, record.partition
+            size = len(key) + (len(value) if value is not None else 0)
+            if size + RECORD_OVERHEAD_BYTES > about.message_bytes_max:
+                record, partition = self._set_aside(record, size, about.message_bytes_max), 0
+                topic, key, value = record.topic, record.key, record.value
+            headers = list(record.headers) if record.headers else _NO_HEADERS
+            if partition is None:
+                places: Sequence[int] = (partition_of(key, about.partitions),)
+            else:
+                places = range(about.partitions) if partition == EVERY_PARTITION else (partition,)
+            for place in places:
+                builder = builders.get((topic, place))
+                if builder is None:
+                    builder = builders[topic, place] = create()
+                if builder.append(timestamp=None, key=key, value=value, headers=headers) is None:
+                    sealed.append((topic, place, builder))
+                    builder = builders[topic, place] = create()
+                    builder.append(timestamp=None, key=key, value=value, headers=headers)
+        sealed.extend((topic, place, builder) for (topic, place), builder in builders.items())
+        return await self._send(sealed)
+
+    async def _send(self, batches: Sequence[tuple[str, int, Any]]) -> asyncio.Future[None]:
+        futures = []
+        with mapped_errors(self._settings.bootstrap_servers):
+            for topic, partition, builder in batches:
+                builder.close()
+                futures.append(await self._producer.send_batch(builder, topic, partition=partition))
+        return asyncio.ensure_future(self._delivered(futures))
+
+    async def _delivered(self, futures: Sequence[asyncio.Future[Any]]) -> None:
+        with mapped_errors(self._settings.bootstrap_servers):
+            await asyncio.gather(*futures)
+
+    def _set_aside(self, record: SourceRecord, size: int, limit: int) -> SourceRecord:
+        self.dead_letter_count += 1
+        reason = (
+            f"The record has {size} bytes, the topic {record.topic} takes {limit}. "
+            "Raise kafka.message_bytes_max and the topic's max.message.bytes, then take a snapshot of the table."
+        )
+        key = record.key[:4096]
+        body = {"reason": reason, "topic": record.topic, "key": key.decode(errors="replace"), "size": size}
+        return SourceRecord(self._dead_letters, key, msgspec.json.encode(body))
+
+    async def store(self, topic: str, key: bytes, value: bytes) -> None:
+        """One record to partition 0, and back only when every replica has it."""
+        await (await self.publish([SourceRecord(topic, key, value, partition=0)]))
+
+    async def read_latest(self, topic: str, key: bytes) -> bytes | None:
+        """The newest value of `key` in partition 0 of a small topic, read from its beginning to its present end."""
+        consumer = AIOKafkaConsumer(**self._settings.client(), enable_auto_commit=False)
+        latest: bytes | None = None
+        with mapped_errors(self._settings.bootstrap_servers):
+            await consumer.start()
+            try:
+                partition = TopicPartition(topic, 0)
+                consumer.assign([partition])
+                end = (await consumer.end_offsets([partition]))[partition]
+                await consumer.seek_to_beginning(partition)
+                while await consumer.position(partition) < end:
+                    for records in (await consumer.getmany(partition, timeout_ms=500)).values():
+                        for record in records:
+                            latest = record.value if record.key == key else latest
+            finally:
+                await consumer.stop()
+        return latest
+
+
+@contextmanager
+def mapped_errors(servers: str) -> Iterator[None]:
+    """The one table of Kafka's errors for connectors."""
+    try:
+        yield
+    except KafkaConnectionError as error:
+        raise Retryable(f"Kafka at {servers} can't be reached: {error}. Is it running? (ctxpipe up)") from error
+    except (KafkaTimeoutError, TimeoutError) as error:
+        raise Retryable(f"Kafka at {servers} does not answer in time: {error}") from error
+    except KafkaError as error:
+        name = type(error).__name__
+        if error.retriable or name in ("OutOfOrderSequenceNumber", "UnknownProducerId", "ProducerClosed", "Cancelled"):
+            raise Retryable(f"Kafka at {servers}: {name} {error}") from error
+        raise Fatal(f"Kafka at {servers} refuses: {name} {error}") from error
