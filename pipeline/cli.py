@@ -1,0 +1,97 @@
+"""The command `ctxpipe`: maps each command to its module, and each expected failure to a message and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from types import MappingProxyType
+
+import click
+
+from pipeline.core.errors import CtxpipeError
+
+# Name and one line each, kept here so that --help and completion import none of the modules behind them.
+COMMANDS = MappingProxyType(
+    {
+        "up": "Start the local stack: Kafka, Postgres, Redis, and on request Cassandra.",
+        "down": "End the servers that `up` started.",
+        "status": "Show the servers of the local stack.",
+        "demo": "See real flights become context bundles, from nothing to verified.",
+        "check": "Tell whether source, Kafka, Redis and contexts are fit, and how to mend them.",
+        "connect": "Run the connector of a source: its changes into Kafka.",
+        "worker": "Run the workers: changes from Kafka into bundles in Redis.",
+        "serve": "Serve bundles over HTTP.",
+        "get": "Show the bundle of one or more keys.",
+        "search": "Search bundles by meaning.",
+        "schema": "Print the JSON Schema of the context spec.",
+        "lag": "Show how far behind the workers are.",
+        "verify": "Compare bundles with what SQL on the sources gives.",
+        "rebuild": "Build bundles anew from their sources.",
+        "dlq": "Look at dead letters, and replay them.",
+        "simulate": "Run the production stages through seeded faults.",
+        "bench": "Measure, and compare with bare tools in the same run.",
+    }
+)
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """Imports the module of a command only when that command runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name in COMMANDS if importlib.util.find_spec(_module(name)) is not None]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command = importlib.import_module(_module(cmd_name)).command
+        assert isinstance(command, click.Command), f"{_module(cmd_name)}.command is not a click command"
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(metadata.version("ctxpipe"), prog_name="ctxpipe")
+def cli() -> None:
+    """Keeps the context of AI features ready: database changes become context bundles in Redis.
+
+    Exit codes: 0 fine, 1 the answer is no, 2 usage or configuration, 3 the environment.
+    """
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; what a person can mend is told without a traceback."""
+    try:
+        result = cli.main(
+            args=list(arguments) if arguments is not None else None, prog_name="ctxpipe", standalone_mode=False
+        )
+    except CtxpipeError as error:
+        click.echo(f"ctxpipe: {error}", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USAGE
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("ctxpipe: interrupted", err=True)
+        return EXIT_INTERRUPTED
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    sys.exit(run())
+
+
+def _module(name: str) -> str:
+    return f"pipeline.commands.{name.replace('-', '_')}"
+
+
+if __name__ == "__main__":
+    main()
