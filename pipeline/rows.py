@@ -7,13 +7,13 @@ from typing import Any
 
 import msgspec
 from schemas.envelope import decode_record
-from schemas.errors import DecodeError
 
 from pipeline.core.errors import Poison
 from pipeline.plan import Plan, TablePlan, Values
 from pipeline.relations import links_of
 from pipeline.report import DeadLetter
 from pipeline.stores.store import AppliedPosition, Partition, RowWrite, StoredRow
+from schemas.errors import DecodeError
 from schemas.event import ChangeEvent, Operation
 from schemas.keys import key_text
 from schemas.record import Record

@@ -250,7 +250,11 @@ local function put(keys, args)
     else
       local live = string.sub(value, 18, 18) == '-' and args[2] or args[1]
       if live == '0' then redis.call('SET', key, value) else redis.call('SET', key, value, 'EX', live) end
-      out[i] = string.sub(head, 18) ~= string.sub(value, 18, 58) and 1 or 0
+      if head == '' then
+        out[i] = string.sub(value, 18, 18) == '-' and 0 or 1
+      else
+        out[i] = string.sub(head, 18) ~= string.sub(value, 18, 58) and 1 or 0
+      end
     end
   end
   return out

@@ -70,7 +70,7 @@ class MemoryRows:
     def _read(self, table: str, key: str) -> StoredRow | None:
         row = self.tables.get(table, {}).get(key)
         if row is not None:
-            return StoredRow(row.version, row.commit_time_us, list(row.values or ()))
+            return StoredRow(row.version, row.commit_time_us if row.values else 0, list(row.values or ()))
         return StoredRow(self.floors[table], 0, []) if table in self.floors else None
 
     async def truncate(self, table: str, version: str) -> list[str]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import msgspec
+import msgpack
 
 from pipeline.stores.redis_client import Call, RedisClient
 from pipeline.stores.store import Contribution, Membership, RelationRead, RelationView
 
-_ENCODE = msgspec.msgpack.Encoder().encode
+# Redis reads msgpack of the kind that has no bytes type, so bytes go as raw text.
+_ENCODE = msgpack.Packer(use_bin_type=False).pack
 _PLAIN = Contribution()
 _SCAN_COUNT = 1000
 
@@ -88,7 +89,8 @@ def _blob(contribution: Contribution | None) -> bytes:
     entries = [b"" if entry is None else entry for entry in contribution.entries]
     counters = [part for pair in contribution.counters for part in pair]
     distincts = [part for pair in contribution.distincts for part in pair]
-    return _ENCODE((entries, counters, distincts))
+    blob: bytes = _ENCODE((entries, counters, distincts))
+    return blob
 
 
 def _totals(answer: list[Any], tops: int) -> RelationView:

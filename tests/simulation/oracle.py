@@ -78,8 +78,9 @@ class _Oracle:
             values = dict(zip(section.group_by, msgspec.json.decode(text), strict=True))
             result.append({**values, **self.aggregates(members, section, len(rows))})
         result.sort(key=lambda item: _order([item[column] for column in section.group_by]))
-        for order in reversed(section.order_by):
-            result.sort(key=lambda item, c=order.removeprefix("-"): _order([item[c]]), reverse=order[0] == "-")
+        for text in reversed(section.order_by):
+            column = text.removeprefix("-")
+            result.sort(key=lambda item, c=column: _order([item[c]]), reverse=text[0] == "-")
         return result[: section.limit or 1000]
 
     def aggregates(self, rows: list[Row], section: Section, total: int) -> dict[str, Any]:

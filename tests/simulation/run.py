@@ -1,4 +1,4 @@
-"""One simulated run: a random spec, a random source, workers with faults; afterwards the stores must equal a rebuild."""
+"""One simulated run: a random spec, a random source, workers with faults; afterwards the stores must be right."""
 
 from __future__ import annotations
 

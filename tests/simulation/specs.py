@@ -1,4 +1,4 @@
-"""Random context specs over three small tables: joins over several hops, lists, aggregates, filters, both compositions."""
+"""Random context specs over three small tables: joins over several hops, lists, aggregates, filters."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A seeded world around the production flow: a source with transactions, a log in partitions, stores that fail midway.
 
-Nothing here waits for real time: coroutines are driven by hand, and at every store call the seed decides who goes on, who
-is slow, who fails and who dies. A run is a pure function of its seed.
+Nothing here waits for real time: coroutines are driven by hand, and at every store call the seed decides who goes on,
+who is slow, who fails and who dies. A run is a pure function of its seed.
 """
 
 from __future__ import annotations

@@ -1,0 +1,201 @@
+"""Every store does what the in-memory reference does: the same random calls, answer for answer.
+
+On Redis, on a Redis Cluster of three local nodes, and on the reference itself (which keeps the suite honest about it).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import pytest
+
+from pipeline.core.errors import Retryable
+from pipeline.stores.memory import MemoryBundles, MemoryMarks, MemoryRelations, MemoryRows
+from pipeline.stores.redis_client import RedisSettings
+from pipeline.stores.redis_store import open_stores
+from pipeline.stores.store import AppliedPosition, Contribution, Membership, RelationRead, RowWrite, ShardChanged
+from schemas.bundle import FragmentReference, Meta, SourceState, Stored, UnitKey
+from schemas.event import version_of
+
+
+@dataclass
+class Suite:
+    """The stores under test beside a reference."""
+
+    rows: Any
+    relations: Any
+    bundles: Any
+    marks: Any
+    kind: str
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        pytest.param("redis", marks=pytest.mark.servers),
+        pytest.param("cluster", marks=pytest.mark.servers),
+    ]
+)
+async def suite(request: pytest.FixtureRequest) -> AsyncIterator[Suite]:
+    if request.param == "memory":
+        yield Suite(MemoryRows(), MemoryRelations(), MemoryBundles(), MemoryMarks(), "memory")
+        return
+    url = request.getfixturevalue("redis_url" if request.param == "redis" else "redis_cluster_url")
+    settings = RedisSettings(url, f"suite{uuid.uuid4().hex[:8]}", 1, cluster=request.param == "cluster", buckets=8)
+    stores = await open_stores(settings)
+    yield Suite(stores.rows, stores.relations, stores.bundles, stores.marks, request.param)
+    await stores.close()
+
+
+async def test_rows_answer_like_the_reference(suite: Suite) -> None:
+    random, reference = Random(7), MemoryRows()
+    keys = [str(number) for number in range(12)] + ["ü|é", "a b%25", ""]
+    for _ in range(60):
+        writes = [_row_write(random, keys) for _ in range(random.randint(1, 30))]
+        assert await suite.rows.apply(writes) == await reference.apply(writes)
+        wanted = [(table, key) for table in ("s.t", "s.u") for key in keys]
+        assert await suite.rows.read(wanted) == await reference.read(wanted)
+        if random.random() < 0.1:
+            version = version_of(random.randint(1, 40), 0)
+            assert sorted(await suite.rows.truncate("s.t", version)) == sorted(await reference.truncate("s.t", version))
+
+
+def _row_write(random: Random, keys: list[str]) -> RowWrite:
+    version = version_of(random.randint(1, 40), random.randint(0, 2))
+    table = random.choice(["s.t", "s.u"])
+    if random.random() < 0.2:
+        return RowWrite(table, random.choice(keys), version, None, (), 5)
+    values = [random.choice([None, 1, 2**53 + 1, -(2**63), 1.5, "é\x00\n", True, [1, {"a": None}]]) for _ in range(3)]
+    links = (random.choice([None, "x", "y|z"]), random.choice(["1", None]))
+    return RowWrite(table, random.choice(keys), version, values, links, random.randint(0, 10**15))
+
+
+async def test_relations_answer_like_the_reference(suite: Suite) -> None:
+    random, reference = Random(11), MemoryRelations()
+    parents = ["1", "2", "p|q", "é"]
+    for _ in range(60):
+        memberships = [_membership(random, parents) for _ in range(random.randint(1, 25))]
+        await suite.relations.relate(memberships)
+        await reference.relate(memberships)
+        reads = [RelationRead(number, parent, limit=3) for number in (0, 1) for parent in parents]
+        reads += [RelationRead(number, parent, tops=2) for number in (0, 1) for parent in parents]
+        found, expected = await suite.relations.read(reads), await reference.read(reads)
+        assert found == expected
+        for limit in (2, 1000):
+            ours = await suite.relations.members(0, parents, limit)
+            theirs = await reference.members(0, parents, limit)
+            assert [_sorted(children) for children in ours] == [_sorted(children) for children in theirs]
+        assert sorted(await suite.relations.all_members(1, "1")) == sorted(await reference.all_members(1, "1"))
+
+
+def _sorted(children: list[str] | None) -> list[str] | None:
+    return None if children is None else sorted(children)
+
+
+def _membership(random: Random, parents: list[str]) -> Membership:
+    child = str(random.randint(1, 9))
+    version = version_of(random.randint(1, 60), int(child))
+    contribution: Contribution | None = None
+    roll = random.random()
+    if roll < 0.2:
+        contribution = Contribution()
+    elif roll < 0.8:
+        group = random.choice([b'["x"]', b'["y\\u0000"]', b""])
+        entries = [
+            group + bytes([random.randint(0, 255)]) + child.encode(),
+            random.choice([None, group + child.encode()]),
+        ]
+        amounts = [
+            (group + b"\x05\x80\x00", random.choice([1, -999_999_999, 999_999_999])),
+            (group + b"\xff\x80\x00", 1),
+        ]
+        value = bytes([random.randint(0, 2)])
+        contribution = Contribution(list(entries), amounts, [(group + b"v" + value, group + b"\x07\x80\x00")])
+    return Membership(random.randint(0, 1), random.choice(parents), child, version, contribution)
+
+
+async def test_counters_never_lose_a_digit(suite: Suite) -> None:
+    field = b"\x00\x80\x00"
+    memberships = [
+        Membership(3, "p", str(number), version_of(1, number), Contribution([], [(field, 999_999_999)], []))
+        for number in range(2000)
+    ]
+    await suite.relations.relate(memberships)
+    await suite.relations.relate(memberships)
+    assert (await suite.relations.read([RelationRead(3, "p")]))[0].counters == {field: 2000 * 999_999_999}
+
+
+async def test_bundles_refuse_older_builds_and_remember_deletions(suite: Suite) -> None:
+    key, fragment = UnitKey("", "7|é"), UnitKey("plane", "N1")
+    assert await suite.bundles.mark_dirty([key, fragment]) == [1, 1]
+    assert await suite.bundles.mark_dirty([key]) == [2]
+    assert await suite.bundles.put([(key, _stored(2, b'{"a":2}'))]) == [True]
+    assert await suite.bundles.put([(key, _stored(1, b'{"a":1}'))]) == [False]
+    assert (await suite.bundles.get([key]))[0] == _stored(2, b'{"a":2}')
+    assert await suite.bundles.put([(key, _stored(3, b'{"a":2}'))]) == [False], "same content"
+    assert await suite.bundles.put([(key, Stored(4, None, b""))]) == [True]
+    assert await suite.bundles.put([(key, _stored(3, b'{"a":3}'))]) == [False], "a late build must not resurrect"
+    assert await suite.bundles.get([key, fragment]) == [None, None]
+    assert await suite.bundles.put([(fragment, Stored(5, None, b""))]) == [False]
+    assert await suite.bundles.put([(fragment, _stored(4, b"1"))]) == [False]
+    assert await suite.bundles.get([fragment]) == [None]
+
+
+async def test_fetch_brings_the_fragments(suite: Suite) -> None:
+    references = [
+        FragmentReference(1, "plane", "N1"),
+        FragmentReference(1, "airline", None),
+        FragmentReference(2, "plane", "N1"),
+        FragmentReference(2, "gone", "x"),
+    ]
+    meta = Meta("0" * 32, 1, {"s": SourceState(version_of(1, 2), 9)}, references)
+    bundle, plane = Stored(1, meta, b"{}"), _stored(1, b'{"seats":2}')
+    await suite.bundles.put([(UnitKey("", "1"), bundle), (UnitKey("plane", "N1"), plane)])
+    found = await suite.bundles.fetch(["1", "missing"])
+    assert found[0].bundle == bundle
+    assert found[0].fragments == {("plane", "N1"): plane}
+    assert found[1].bundle is None
+    assert await suite.bundles.fetch([]) == []
+
+
+def _stored(counter: int, body: bytes) -> Stored:
+    return Stored(counter, Meta(body.hex().ljust(32, "0"), 1), body)
+
+
+async def test_marks_and_applied_positions(suite: Suite) -> None:
+    one, two = ("s.public.t", 0), ("s.public.t", 11)
+    if suite.kind != "memory":
+        with pytest.raises(Retryable):
+            await suite.marks.write_marks({one: 1})
+    assert await suite.marks.read_marks([one, two]) == {one: 0, two: 0}
+    await suite.marks.write_marks({one: 17, two: 3})
+    assert await suite.marks.read_marks([one, two]) == {one: 17, two: 3}
+    position = AppliedPosition("s", 17, version_of(3, 4), 1234)
+    await suite.marks.write_applied({one: position})
+    await suite.marks.write_applied({})
+    assert await suite.marks.read_applied() == {one: position}
+
+
+@pytest.mark.servers
+async def test_marks_notice_another_process(make_redis: Any) -> None:
+    server = make_redis(appendonly=True)
+    stores = await open_stores(RedisSettings(server.address, "c", 1, buckets=4))
+    partition = ("s.public.t", 0)
+    await stores.marks.read_marks([partition])
+    await stores.marks.write_marks({partition: 5})
+    server.restart()
+    with pytest.raises(ShardChanged):
+        for _ in range(50):
+            try:
+                await stores.marks.write_marks({partition: 9})
+            except ShardChanged:
+                raise
+            except Retryable:
+                continue
+    assert await stores.marks.read_marks([partition]) == {partition: 5}, "nothing was written past the change"
+    await stores.marks.write_marks({partition: 9})
+    await stores.close()
