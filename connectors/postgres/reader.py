@@ -49,6 +49,7 @@ _TIMES = ("date", "timestamp without time zone", "timestamp with time zone")
 _INTEGER = re.compile(r"-?(0|[1-9]\d{0,18})", re.ASCII)
 _NUMBER = re.compile(r"-?(\d+(\.\d*)?([eE][+-]?\d{1,3})?|Infinity)|NaN", re.ASCII)
 _BIGINT_MAX = 2**63 - 1
+_GREATEST = {"real": 3.4e38, "double precision": 1.7e308}
 _UNMATCHED = ("bytea", "json", "jsonb", "hstore", "point", "interval", "bit")
 
 
@@ -206,14 +207,15 @@ def _select(
     condition: sql.Composable,
 ) -> sql.Composed:
     shown = sql.SQL(", ").join([sql.Identifier(_known(table, known, column)) for column in columns])
-    terms = sql.SQL(", ").join([_order_term(table, known, text) for text in order])
+    terms: sql.Composable = sql.SQL("")
+    if order:
+        terms = sql.SQL(" ORDER BY ") + sql.SQL(", ").join([_order_term(table, known, text) for text in order])
     source, where = _table(table), condition
     if limit is None or not match:
-        query = sql.SQL("SELECT {} FROM {} WHERE {}").format(shown, source, where)
-        return query + sql.SQL(" ORDER BY {}").format(terms) if order else query
+        return sql.SQL("SELECT {} FROM {} WHERE {}{}").format(shown, source, where, terms)
     parts = sql.SQL(", ").join([part for column in match for part in (sql.Identifier(column), _text(column))])
     return sql.SQL(
-        "SELECT {shown} FROM (SELECT *, row_number() OVER (PARTITION BY {parts} ORDER BY {terms}) AS ctxpipe_rank "
+        "SELECT {shown} FROM (SELECT *, row_number() OVER (PARTITION BY {parts}{terms}) AS ctxpipe_rank "
         "FROM {source} WHERE {where}) AS ranked WHERE ctxpipe_rank <= {limit} ORDER BY ctxpipe_rank"
     ).format(shown=shown, parts=parts, terms=terms, source=source, where=where, limit=sql.Literal(limit))
 
@@ -286,7 +288,7 @@ def _possible(kind: str, text: str) -> bool:
     if kind in _INTEGERS:
         return _INTEGER.fullmatch(text) is not None and abs(int(text)) <= _BIGINT_MAX
     if kind in _NUMBERS:
-        return _NUMBER.fullmatch(text) is not None
+        return _NUMBER.fullmatch(text) is not None and (kind not in _GREATEST or _fits(text, _GREATEST[kind]))
     if kind == "boolean":
         return text in ("true", "false")
     if kind == "uuid":
@@ -296,6 +298,10 @@ def _possible(kind: str, text: str) -> bool:
             date.fromisoformat if kind == "date" else datetime.fromisoformat, text
         )
     return True
+
+
+def _fits(number: str, greatest: float) -> bool:
+    return number in ("NaN", "Infinity", "-Infinity") or abs(float(number)) <= greatest
 
 
 def _encodable(text: str) -> bool:

@@ -33,7 +33,7 @@ def command(context: str, keys: tuple[str, ...], as_json: bool, config_path: str
         else:
             _show(answer)
     if any(answer.status in ("missing", "fallback") for answer in answers):
-        sys.exit(1)
+        click.get_current_context().exit(1)
 
 
 async def _answers(context: str, keys: tuple[str, ...], config_path: str) -> list[Answer]:

@@ -47,7 +47,7 @@ def command(
     result = asyncio.run(_verify(config_path, context, settings, quiet=as_json or not sys.stderr.isatty()))
     _report(context, result, settings, as_json)
     if result.mismatches or result.unsettled:
-        sys.exit(1)
+        click.get_current_context().exit(1)
 
 
 async def _verify(config_path: str, context: str, settings: Settings, quiet: bool) -> Verification:
