@@ -65,7 +65,7 @@ class TopicPlan(msgspec.Struct, frozen=True):
 
 class _Topic(msgspec.Struct):
     partitions: int
-    message_bytes_max: int
+    record_bytes_max: int
 
 
 class Publisher:
@@ -146,7 +146,7 @@ class Publisher:
         for name in names:
             partitions = await self._partitions(name)
             size = min(sizes.get(name, 1_000_000), self._settings.message_bytes_max)
-            self._topics[name] = _Topic(partitions, size)
+            self._topics[name] = _Topic(partitions, size - RECORD_OVERHEAD_BYTES)
 
     async def _partitions(self, topic: str) -> int:
         for _attempt in range(100):
@@ -161,34 +161,49 @@ class Publisher:
 
         Waits only while the producer's queue for a partition is occupied: the caller bounds what is in flight.
         """
-        builders: dict[tuple[str, int], Any] = {}
+        open_batches: dict[str, list[Any]] = {}
         sealed: list[tuple[str, int, Any]] = []
-        create = self._producer.create_batch
         for record in records:
-            topic = record.topic
+            topic, key, value, partition = record.topic, record.key, record.value, record.partition
             about = self._topics.get(topic)
             if about is None:
                 raise Fatal(f"A record for the topic {topic}, which the source did not announce.")
-            key, value, partition = record.key, record.value, record.partition
             size = len(key) + (len(value) if value is not None else 0)
-            if size + RECORD_OVERHEAD_BYTES > about.message_bytes_max:
-                record, partition = self._set_aside(record, size, about.message_bytes_max), 0
-                topic, key, value = record.topic, record.key, record.value
-            headers = list(record.headers) if record.headers else _NO_HEADERS
+            if size > about.record_bytes_max:
+                record, partition = self._set_aside(record, size, about.record_bytes_max), 0
+                topic, key, value, about = record.topic, record.key, record.value, self._topics[record.topic]
+            builders = open_batches.get(topic)
+            if builders is None:
+                builders = open_batches[topic] = [None] * about.partitions
             if partition is None:
-                places: Sequence[int] = (partition_of(key, about.partitions),)
-            else:
-                places = range(about.partitions) if partition == EVERY_PARTITION else (partition,)
-            for place in places:
-                builder = builders.get((topic, place))
-                if builder is None:
-                    builder = builders[topic, place] = create()
-                if builder.append(timestamp=None, key=key, value=value, headers=headers) is None:
-                    sealed.append((topic, place, builder))
-                    builder = builders[topic, place] = create()
-                    builder.append(timestamp=None, key=key, value=value, headers=headers)
-        sealed.extend((topic, place, builder) for (topic, place), builder in builders.items())
+                partition = partition_of(key, about.partitions)
+            elif partition == EVERY_PARTITION:
+                for place in range(about.partitions):
+                    self._append(builders, place, record, sealed)
+                continue
+            builder = builders[partition]
+            if (
+                record.headers
+                or builder is None
+                or builder.append(timestamp=None, key=key, value=value, headers=_NO_HEADERS) is None
+            ):
+                self._append(builders, partition, record, sealed)
+        for topic, builders in open_batches.items():
+            sealed.extend((topic, place, builder) for place, builder in enumerate(builders) if builder is not None)
         return await self._send(sealed)
+
+    def _append(
+        self, builders: list[Any], place: int, record: SourceRecord, sealed: list[tuple[str, int, Any]]
+    ) -> None:
+        """Into the open batch of a partition, or into a new one when there is none or it is full."""
+        headers = list(record.headers)
+        builder = builders[place]
+        if builder is not None:
+            if builder.append(timestamp=None, key=record.key, value=record.value, headers=headers) is not None:
+                return
+            sealed.append((record.topic, place, builder))
+        builder = builders[place] = self._producer.create_batch()
+        builder.append(timestamp=None, key=record.key, value=record.value, headers=headers)
 
     async def _send(self, batches: Sequence[tuple[str, int, Any]]) -> asyncio.Future[None]:
         futures = []
@@ -218,7 +233,8 @@ class Publisher:
 
     async def read_latest(self, topic: str, key: bytes) -> bytes | None:
         """The newest value of `key` in partition 0 of a small topic, read from its beginning to its present end."""
-        consumer = AIOKafkaConsumer(**self._settings.client(), enable_auto_commit=False)
+        # earliest, and no seek: a seek races with the consumer's own reset, and could find the topic empty
+        consumer = AIOKafkaConsumer(**self._settings.client(), enable_auto_commit=False, auto_offset_reset="earliest")
         latest: bytes | None = None
         with mapped_errors(self._settings.bootstrap_servers):
             await consumer.start()
@@ -226,7 +242,6 @@ class Publisher:
                 partition = TopicPartition(topic, 0)
                 consumer.assign([partition])
                 end = (await consumer.end_offsets([partition]))[partition]
-                await consumer.seek_to_beginning(partition)
                 while await consumer.position(partition) < end:
                     for records in (await consumer.getmany(partition, timeout_ms=500)).values():
                         for record in records:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from connectors.postgres.compiled import compile_row_parser
 from connectors.postgres.pgoutput import UNCHANGED, Relation, Tuple
 from connectors.postgres.values import UNAVAILABLE, Converter
 from schemas.topics import table_topic
@@ -18,7 +19,7 @@ CONNECTOR_VERSION = "ctxpipe-0.1.0"
 TRUNCATE_KEY = b'{"__ctxpipe":"truncate"}'
 HEARTBEAT_KEY = b'{"__ctxpipe":"heartbeat"}'
 
-Fragments = list[bytes]
+Fragments = Sequence[bytes]
 """The JSON bytes of a row's values, in the relation's column order."""
 
 _encode = msgspec.json.Encoder().encode
@@ -47,6 +48,7 @@ class TableEncoder:
         self.key_columns = list(key)
         self.key_indexes = [self.columns.index(name) for name in key]
         self.converters = list(converters)
+        self.parse_row = compile_row_parser(self.converters)
         self._plain_key = len(self.key_indexes) == 1
         self._identity = [index for index, column in enumerate(relation.columns) if column.in_identity]
         row = _object_template(self.columns)
