@@ -74,7 +74,7 @@ class ContextStream:
 class ContextApp(faust.App):  # type: ignore[misc]
     """Faust's app with what a context needs: its stores, its topics, its marks. Build it with `build_app`."""
 
-    stream: ContextStream
+    context_stream: ContextStream
     stream_settings: StreamSettings
     lane_limits: LaneLimits
     batch_grace_s: float
@@ -84,7 +84,7 @@ class ContextApp(faust.App):  # type: ignore[misc]
 
     def prepare(self, stream: ContextStream, settings: StreamSettings) -> None:
         """Called once by build_app."""
-        self.stream, self.stream_settings = stream, settings
+        self.context_stream, self.stream_settings = stream, settings
         self.lane_limits, self.batch_grace_s = settings.lane_limits, settings.batch_grace_s
         self.end_process = end_process
         self.kafka_topics = Topics(settings.bootstrap_servers, consumer_group(stream.context, stream.version))
@@ -95,7 +95,7 @@ class ContextApp(faust.App):  # type: ignore[misc]
     async def on_first_start(self) -> None:
         """Before Faust reads anything: connect, make our topics, wait for those of the connectors."""
         try:
-            self.opened = await self.until_it_works(self.stream.open)
+            self.opened = await self.until_it_works(self.context_stream.open)
             await self.until_it_works(self._make_topics)
             await self._wait_for_sources()
             await self.until_it_works(self._start_publisher)
@@ -105,7 +105,7 @@ class ContextApp(faust.App):  # type: ignore[misc]
             return
         self.offset_keeper = MarkKeeper(self.opened.marks, self.kafka_topics)
         self.handler = BatchHandler(
-            self.opened.flow, self.publisher, self.opened.marks, on_report=self.stream.on_report
+            self.opened.flow, self.publisher, self.opened.marks, on_report=self.context_stream.on_report
         )
 
     async def on_stop(self) -> None:
@@ -133,8 +133,8 @@ class ContextApp(faust.App):  # type: ignore[misc]
 
     async def _make_topics(self) -> None:
         settings = self.stream_settings
-        letters = dead_letter_topic(self.stream.context)
-        dirty = dirty_topic(self.stream.context, self.stream.version)
+        letters = dead_letter_topic(self.context_stream.context)
+        dirty = dirty_topic(self.context_stream.context, self.context_stream.version)
         # Dead letters wait for a person, however long that takes; chunks only for this group to read them.
         await self.kafka_topics.create(letters, 1, settings.replication_factor, {"retention.ms": "-1"})
         week = {"retention.ms": str(7 * 24 * 3600 * 1000)}
@@ -144,7 +144,7 @@ class ContextApp(faust.App):  # type: ignore[misc]
         told_s: float | None = None
         while not self.should_stop:
             existing = await self.until_it_works(self.kafka_topics.existing)
-            missing = sorted(set(self.stream.topics) - (existing or set()))
+            missing = sorted(set(self.context_stream.topics) - (existing or set()))
             if not missing:
                 return
             if told_s is None or time.monotonic() - told_s > TOPIC_REMINDER_S:
@@ -153,11 +153,11 @@ class ContextApp(faust.App):  # type: ignore[misc]
             await self.sleep(TOPIC_WAIT_S)
 
     async def _start_publisher(self) -> None:
-        dirty = dirty_topic(self.stream.context, self.stream.version)
+        dirty = dirty_topic(self.context_stream.context, self.context_stream.version)
         partitions = len(await self.kafka_topics.partitions([dirty]))
         if not partitions:
             raise Retryable(f"Kafka has not made {dirty} yet")
-        lanes = Lanes(dead_letter_topic(self.stream.context), dirty, partitions)
+        lanes = Lanes(dead_letter_topic(self.context_stream.context), dirty, partitions)
         publisher = Publisher(self.stream_settings.bootstrap_servers, lanes)
         await publisher.start()
         self.publisher = publisher
@@ -191,8 +191,8 @@ def build_app(stream: ContextStream, settings: StreamSettings) -> ContextApp:
 
 
 def _add_agents(app: ContextApp) -> None:
-    dirty = dirty_topic(app.stream.context, app.stream.version)
-    tables = app.topic(*app.stream.topics, schema=RecordBatchSchema(), acks=False)
+    dirty = dirty_topic(app.context_stream.context, app.context_stream.version)
+    tables = app.topic(*app.context_stream.topics, schema=RecordBatchSchema(), acks=False)
     chunks = app.topic(dirty, schema=RecordBatchSchema(), acks=False)
 
     def runner(handle: Callable[[RecordBatch], Awaitable[None]]) -> BatchRunner:

@@ -48,14 +48,14 @@ async def promote_when_caught_up(app: Any) -> None:
     placed, because reading them accepts the shards as they are.
     """
     topics = app.kafka_topics
-    sources = await _ends(app, app.stream.topics)
+    sources = await _ends(app, app.context_stream.topics)
     await _reached(app, sources)
     # What the hot parents among these left to the dirty lane belongs to the same state.
-    await _reached(app, await _ends(app, [dirty_topic(app.stream.context, app.stream.version)]))
+    await _reached(app, await _ends(app, [dirty_topic(app.context_stream.context, app.context_stream.version)]))
     if app.should_stop or topics is None:
         return
     await app.until_it_works(app.opened.promote)
-    logger.info("%s version %d has caught up and serves", app.stream.context, app.stream.version)
+    logger.info("%s version %d has caught up and serves", app.context_stream.context, app.context_stream.version)
 
 
 async def _ends(app: Any, topics: Iterable[str]) -> Mapping[Partition, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer
@@ -33,6 +33,7 @@ class Topics:
         self._address, self._group = bootstrap_servers, group
         self._admin: AIOKafkaAdminClient | None = None
         self._reader: AIOKafkaConsumer | None = None
+        self._starting = asyncio.Lock()
         self._compacted: dict[str, bool] = {}
 
     async def stop(self) -> None:
@@ -95,28 +96,31 @@ class Topics:
         return {(tp.topic, tp.partition): offset for tp, offset in ends.items()}
 
     async def _started_admin(self) -> AIOKafkaAdminClient:
-        if self._admin is None:
-            admin = AIOKafkaAdminClient(**self._settings)
-            await self._mapped(admin.start())
-            self._admin = admin
-        return self._admin
+        async with self._starting:
+            if self._admin is None:
+                admin = AIOKafkaAdminClient(**self._settings)
+                await self._mapped(admin.start(), admin.close)
+                self._admin = admin
+            return self._admin
 
     async def _started_reader(self) -> AIOKafkaConsumer:
-        if self._reader is None:
-            reader = AIOKafkaConsumer(group_id=None, enable_auto_commit=False, **self._settings)
-            await self._mapped(reader.start())
-            self._reader = reader
-        return self._reader
+        async with self._starting:
+            if self._reader is None:
+                reader = AIOKafkaConsumer(group_id=None, enable_auto_commit=False, **self._settings)
+                await self._mapped(reader.start(), reader.stop)
+                self._reader = reader
+            return self._reader
 
-    async def _mapped(self, request: Any) -> Any:
-        """The one table from aiokafka's errors to ours."""
+    async def _mapped(self, request: Any, undo: Callable[[], Awaitable[None]] | None = None) -> Any:
+        """The one table from aiokafka's errors to ours; after any of them the clients start afresh, because they keep
+        what they believe of the cluster."""
         try:
             return await asyncio.wait_for(request, REQUEST_TIMEOUT_S)
         except REFUSALS as error:
+            await (undo or self.stop)()
             raise EnvironmentProblem(
                 f"Kafka at {self._address} refuses us: {error!r}; check user and grants"
             ) from error
         except (KafkaError, TimeoutError, OSError) as error:
-            # The clients keep what they believe of the cluster: start afresh after any trouble.
-            await self.stop()
+            await (undo or self.stop)()
             raise Retryable(f"Kafka at {self._address} does not answer ({error!r})") from error
