@@ -101,7 +101,8 @@ class _Handlers:
     async def ready(self, request: Request) -> Response:
         problems = await self._service.ready()
         if problems:
-            return _problem(503, "not ready: " + "; ".join(problems))
+            _LOG.warning("not ready: %s", "; ".join(problems.values()))
+            return _problem(503, f"not ready: {', '.join(problems)}; see the server's log")
         return _json(b'{"status":"ok"}')
 
     async def metrics(self, request: Request) -> Response:
@@ -149,10 +150,11 @@ async def _lookup_problem(request: Request, error: Exception) -> Response:
         return _problem(404, str(error))
     if isinstance(error, MalformedKey):
         return _problem(400, str(error))
-    if not isinstance(error, Retryable):
-        _LOG.error("lookup failed: %s", error)
-        return _problem(503, "the store cannot be read; see the server's log")
-    return _problem(503, str(error))
+    # The text may name hosts and ports inside; it stays in the log.
+    _LOG.warning("lookup failed: %s", error)
+    if isinstance(error, Retryable):
+        return _problem(503, "the store does not answer in time; try again")
+    return _problem(503, "the store cannot be read; see the server's log")
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

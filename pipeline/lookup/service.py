@@ -18,6 +18,7 @@ from schemas.context import ContextSpec
 
 KEY_CHARACTERS_MAX = 1024
 KEYS_MAX = 1000
+READY_S = 1.0
 APPLIED_KEPT_S = 0.1
 """Applied positions may be so old: they say less than is true, never more."""
 
@@ -77,17 +78,17 @@ class LookupService:
             return self._without_store(served, keys, error, budget_ms)
         return [self._answer(served, key, found) for key, found in zip(keys, fetched, strict=True)]
 
-    async def ready(self) -> list[str]:
-        """What is missing before lookups can be answered; empty when ready."""
-        problems = []
+    async def ready(self) -> dict[str, str]:
+        """Context → why its lookups cannot be answered; empty when ready."""
+        problems = {}
         for name, served in self._contexts.items():
             try:
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(READY_S):
                     await served.reader.read_applied()
             except TimeoutError:
-                problems.append(f"{name}: the store does not answer")
+                problems[name] = f"the store did not answer within {READY_S:g} s"
             except CtxpipeError as error:
-                problems.append(f"{name}: {error}")
+                problems[name] = str(error)
         return problems
 
     async def _refresh_applied(self, served: ServedContext) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 REQUEST_TIMEOUT_MS = 5_000
+
+# A Kafka that is away is no trouble here, so its client need not print that.
+logging.getLogger("aiokafka").addHandler(logging.NullHandler())
 
 
 async def partition_counts(bootstrap_servers: str, topics: Sequence[str]) -> dict[str, int]:
