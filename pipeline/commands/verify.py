@@ -145,6 +145,7 @@ def as_object(context: str, result: Verification) -> dict[str, Any]:
         "missing": result.missing,
         "extra": result.extra,
         "unsettled": result.unsettled,
+        "unconfirmed": result.unconfirmed,
         "absent": result.absent,
         "differences": [
             {"key": key, "path": item.path, "source": item.source, "redis": item.stored}

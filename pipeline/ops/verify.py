@@ -19,7 +19,11 @@ from pipeline.ops.oracle import Oracle
 from pipeline.ops.reader import TableReader
 
 KEYS_MAX = 500
+AGAIN_KEYS = 4_000
+SLICE_KEYS = 20_000
 REPORTED_KEYS_MAX = 500
+AGAIN_KEYS = 4_000
+SLICE_KEYS = 20_000
 ROUNDS_MAX = 4
 ROUND_PAUSE_S = 0.5
 
@@ -50,13 +54,15 @@ class Settings:
 
 @dataclass
 class Verification:
-    """`found` holds the first mismatching keys with their differences; `unsettled` keys kept changing all the time."""
+    """`found` holds the first mismatching keys with their differences; `unsettled` keys kept changing all the time;
+    `unconfirmed` is the part of `mismatches` that was seen once only, because so much else was wrong."""
 
     verified: int = 0
     mismatches: int = 0
     missing: int = 0
     extra: int = 0
     unsettled: int = 0
+    unconfirmed: int = 0
     absent: int = 0
     found: list[tuple[str, list[Difference]]] = field(default_factory=list)
 
@@ -163,21 +169,36 @@ class Verifier:
                 self._progress("looking for surplus bundles", count)
 
     async def _confirm(self, suspects: list[str]) -> None:
-        """Reads suspects again until each is equal or the rounds are over; what differs in the last round counts."""
-        pending, moving = suspects, set[str]()
+        """Reads suspects again. Where most of a slice turn out wrong, the rest are counted without another look."""
+        for start in range(0, len(suspects), SLICE_KEYS):
+            part = suspects[start : start + SLICE_KEYS]
+            lasting = await self._confirm_slice(part)
+            if lasting > len(part) / 2 and start + len(part) < len(suspects):
+                self._result.unconfirmed = len(suspects) - start - len(part)
+                self._result.mismatches += self._result.unconfirmed
+                return
+
+    async def _confirm_slice(self, pending: list[str]) -> int:
+        """The number of lasting mismatches: what still differs when several rounds have brought nothing more."""
         found: dict[str, list[Difference]] = {}
-        for number in range(ROUNDS_MAX):
-            if not pending:
-                break
-            if number:
+        moving: set[str] = set()
+        stalled = 0
+        while pending and stalled < ROUNDS_MAX:
+            if stalled:
                 await self._clock.sleep(ROUND_PAUSE_S)
             found, moving = {}, set()
-            for chunk in _chunks(pending):
+            for chunk in _chunks(pending, AGAIN_KEYS):
                 await self._read_again(chunk, found, moving)
                 self._progress("reading differences again", len(found))
-            pending = [*found, *moving]
-        self._result.unsettled = len(moving)
-        self._result.mismatches = len(found)
+            remaining = [*found, *moving]
+            stalled = stalled + 1 if len(remaining) == len(pending) else 1
+            pending = remaining
+        self._count(found, moving)
+        return len(found)
+
+    def _count(self, found: Mapping[str, list[Difference]], moving: set[str]) -> None:
+        self._result.unsettled += len(moving)
+        self._result.mismatches += len(found)
         for key, lasting in found.items():
             self._result.missing += lasting[0].path == "" and lasting[0].stored == ABSENT
             self._result.extra += lasting[0].path == "" and lasting[0].source == ABSENT
@@ -188,7 +209,7 @@ class Verifier:
         self._oracle.forget()
         before = await self._oracle.bundles(keys)
         await self._wait()
-        stored = await self._answers.bundles(keys)
+        stored = await self._stored(keys)
         self._oracle.forget()
         after = await self._oracle.bundles(keys)
         for key, answer in zip(keys, stored, strict=True):
@@ -214,8 +235,8 @@ def _settle(before: bytes | None, stored: bytes | None, after: bytes | None) -> 
     return lasting, len(both) > len(lasting)
 
 
-def _chunks(keys: Sequence[str]) -> Iterable[Sequence[str]]:
-    return (keys[start : start + KEYS_MAX] for start in range(0, len(keys), KEYS_MAX))
+def _chunks(keys: Sequence[str], size: int = KEYS_MAX) -> Iterable[Sequence[str]]:
+    return (keys[start : start + size] for start in range(0, len(keys), size))
 
 
 async def _once(keys: list[str]) -> AsyncIterator[list[str]]:

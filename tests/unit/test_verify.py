@@ -167,6 +167,29 @@ async def test_keys_that_never_settle_are_said_to() -> None:
     assert (result.mismatches, result.unsettled) == (0, 1)
 
 
+async def test_slow_progress_is_waited_for() -> None:
+    world = World()
+    late = [key for key in world.answers.stored if key != "1"]
+    for key in late:
+        world.answers.stored[key]["a"] = -1
+
+    def arrive() -> None:
+        if late:
+            key = late.pop(0)
+            world.answers.stored[key] = row(int(key))
+
+    world.clock.on_sleep = arrive
+    assert (await world.verify()).mismatches == 0
+
+
+async def test_where_all_is_wrong_the_rest_is_counted_without_another_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.ops.verify.SLICE_KEYS", 2)
+    world = World()
+    world.answers.stored.clear()
+    result = await world.verify()
+    assert (result.verified, result.mismatches, result.unconfirmed, len(result.found)) == (5, 5, 3, 2)
+
+
 async def test_given_keys_are_checked_and_unknown_ones_counted() -> None:
     world = World()
     world.answers.stored["1"]["a"] = 11
