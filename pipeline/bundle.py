@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from pipeline.exact import quotient, total_of
-from pipeline.plan import AggregatePlan, Node, Plan, join_text, plain_number
+from pipeline.plan import AggregatePlan, Node, Plan, plain_number
 from pipeline.relations import COUNT_OFFSET, split_counter_field
 from pipeline.sortable import encode_descending, encode_value, entry_payload
 from pipeline.stores.store import RelationRead, RelationView, StoredRow
@@ -54,7 +54,7 @@ class Assembly:
                 self._expand(node, key)
         for read_key, wants in view_wants.items():
             for node, _ in wants:
-                if not node.aggregates:
+                if not node.aggregates and not node.leaf:
                     for entry in self._views[read_key].entries:
                         self._want_row(node, entry_payload(entry).decode())
 
@@ -88,8 +88,8 @@ class Assembly:
         if row is None or (node.accept is not None and not node.accept(row.values)):
             return
         for child in node.children:
-            link = join_text(row.values, child.join)
-            if not child.linked and link is not None:
+            link = None if child.linked else child.join(row.values)
+            if link is not None:
                 self._want(child, link)
 
     def render(self) -> list[tuple[UnitKey, Meta | None, bytes]]:
@@ -110,7 +110,7 @@ class Assembly:
         for entry in self._views[node.relation.index, link].entries:
             key = entry_payload(entry).decode()
             row = self.row(node, key)
-            if row is not None and join_text(row.values, node.relation.columns) == link:
+            if row is not None and node.relation.join(row.values) == link:
                 found.append((key, row))
         return found
 
@@ -148,15 +148,15 @@ class _Rendering:
     def _object(self, node: Node, row: StoredRow) -> None:
         self._note(node, row)
         values = row.values
-        self.body += _ENCODE({name: getter(values) for name, getter in node.fields})
+        self.body += _ENCODE(node.fields(values))
         if not node.children:
             return
         del self.body[-1:]
-        separator = b"," if node.fields else b""
+        separator = b"," if len(self.body) > 1 and self.body[-1] != 0x7B else b""
         for child in node.children:
             self.body += b'%b"%b":' % (separator, child.name.encode())
             separator = b","
-            link = join_text(values, child.join)
+            link = child.join(values)
             if child.linked:
                 self.references.append(FragmentReference(len(self.body), child.unit, link))
             elif link is None:
@@ -166,7 +166,9 @@ class _Rendering:
         self.body += b"}"
 
     def _section(self, node: Node, link: str) -> None:
-        if node.kind == "object":
+        if node.leaf:
+            self._leaf(node, link)
+        elif node.kind == "object":
             found = self._one(node, link)
             if found is None:
                 self.body += b"null"
@@ -180,6 +182,13 @@ class _Rendering:
             self.body += b"]"
         else:
             self.body += _ENCODE(_aggregated(node, self.assembly.view(node, link)))
+
+    def _leaf(self, node: Node, link: str) -> None:
+        items = [entry_payload(entry) for entry in self.assembly.view(node, link).entries]
+        if node.kind == "list":
+            self.body += b"[%b]" % b",".join(items)
+        else:
+            self.body += items[0] if items else b"null"
 
     def _one(self, node: Node, link: str) -> StoredRow | None:
         if node.by_key:

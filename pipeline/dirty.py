@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.plan import Node, Plan, TablePlan, join_text
+from pipeline.plan import Node, Plan, TablePlan
 from pipeline.relations import Links
 from pipeline.stores.store import StoredRow
 from schemas.bundle import ROOT_UNIT, UnitKey
@@ -28,15 +28,15 @@ class Climb:
         self._member_wants: dict[MemberRead, list[Node]] = {}
         self._row_wants: dict[RowKey, list[Node]] = {}
 
-    def changed(self, table: TablePlan, key: str, links: Links | None, former_links: Sequence[Links]) -> None:
-        """A row of `table` changed: it stands at `links` now (None: deleted) and stood at `former_links`."""
+    def changed(self, table: TablePlan, key: str, links: Links, former_links: Sequence[Links]) -> None:
+        """A row of `table` changed: it stands at `links` now (empty: deleted) and stood at `former_links`."""
         for node in table.nodes:
             if node.parent is None or node.by_key:
                 self.touched(node, key)
                 continue
             assert node.relation is not None
             places = {former[node.relation.place] for former in former_links}
-            if links is not None:
+            if links:
                 places.add(links[node.relation.place])
             for place in sorted(place for place in places if place is not None):
                 self._arrive(node, place)
@@ -89,6 +89,6 @@ class Climb:
         for nodes, row in zip(row_wants.values(), rows, strict=True):
             for node in nodes:
                 assert node.relation is not None
-                place = join_text(row.values, node.relation.columns) if row is not None and row.live else None
+                place = node.relation.join(row.values) if row is not None and row.live else None
                 if place is not None:
                     self._arrive(node, place)

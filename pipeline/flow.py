@@ -88,9 +88,9 @@ class Flow:
         writes = []
         climb = Climb(self.plan)
         for change, former in changed:
-            writes += memberships(change.table, change.key, change.version, change.values, former)
-            links = links_of(change.table, change.values) if change.values is not None else None
-            climb.changed(change.table, change.key, links, former)
+            table, key = change.table, change.key
+            writes += memberships(table, key, change.version, change.values, change.links, former)
+            climb.changed(table, key, change.links, former)
         if writes:
             await self.relations.relate(writes)
             report.round_trips += 1
@@ -182,7 +182,7 @@ class Flow:
             return letter
         stored = (await self.rows.read([(table.name, key)]))[0]
         climb = Climb(self.plan)
-        climb.changed(table, key, links_of(table, stored.values) if stored and stored.live else None, [])
+        climb.changed(table, key, links_of(table, stored.values) if stored and stored.live else (), [])
         await self._climb(climb, BatchReport())
         affected = [f"{unit.unit}:{unit.key}" if unit.unit else unit.key for unit in climb.keys]
         return DeadLetter(letter.record, letter.reason, letter.digest, affected[: self.limits.dead_letter_keys_max])

@@ -7,6 +7,7 @@ of a linked section. Everything here is made once, from the spec and the composi
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -20,11 +21,12 @@ from pipeline.masks import mask
 from schemas.bundle import ROOT_UNIT
 from schemas.context import Aggregate, ContextSpec, FieldSpec, Section
 from schemas.expression import compile_expression
-from schemas.keys import key_text
+from schemas.keys import key_part, key_text
 from schemas.topics import table_topic
 
 Values = list[Any]
 Predicate = Callable[[Values], bool]
+JoinText = Callable[[Values], str | None]
 Getter = Callable[[Values], Any]
 
 
@@ -52,10 +54,13 @@ class TablePlan:
 
 @dataclass(slots=True)
 class OrderPlan:
-    """An ordered index: encoders of the sort columns, and what an entry carries (None: the child's key text)."""
+    """An ordered index: encoders of the sort columns, and what an entry carries (None: the child's key text).
+
+    A list without sections of its own carries each item's final bytes: reading the list is then one range of one index.
+    """
 
     columns: tuple[tuple[int, Callable[[Any], bytes]], ...]
-    payload: int | None
+    payload: Callable[[Values], bytes] | None
     skip_null: bool
     where: Predicate | None
 
@@ -77,6 +82,7 @@ class RelationPlan:
     index: int
     place: int
     columns: tuple[int, ...]
+    join: JoinText
     accept: Predicate | None = None
     orders: tuple[OrderPlan, ...] = ()
     group: tuple[int, ...] = ()
@@ -110,9 +116,9 @@ class Node:
     linked: bool
     unit: str
     accept: Predicate | None
-    fields: list[tuple[str, Getter]] = field(default_factory=list)
+    fields: Callable[[Values], dict[str, Any]] = dict
     children: list[Node] = field(default_factory=list)
-    join: tuple[int, ...] = ()
+    join: JoinText = field(default=lambda values: None)
     by_key: bool = False
     relation: RelationPlan | None = None
     parent_relation: RelationPlan | None = None
@@ -126,6 +132,11 @@ class Node:
         if not self.section.aggregates:
             return "list"
         return "groups" if self.section.group_by else "aggregates"
+
+    @property
+    def leaf(self) -> bool:
+        """Its items are stored as final bytes in the index."""
+        return self.relation is not None and not self.aggregates and not self.children
 
     @property
     def limit(self) -> int:
@@ -237,10 +248,10 @@ class _Compiler:
             accept = _both(self._predicate(table, entity.filter), self._predicate(table, section.filter))
             node = Node(path, name, table, parent, section, linked, path if linked else parent.unit, accept)
             node.fields = self._fields(table, section.fields)
-            self._join(node, section)
             parent.children.append(node)
             self._add(node)
             self._sections(node, section.entity, section.sections)
+            self._join(node, section)
 
     def _join(self, node: Node, section: Section) -> None:
         """Positions of the join on both sides, in one order: the key's, where the join is by a primary key."""
@@ -253,18 +264,20 @@ class _Compiler:
                 own = [pair[0] for pair in pairs]
                 break
         parent_columns = tuple(section.on[column] for column in own)
-        node.join = parents.positions(parent_columns)
+        positions = parents.positions(parent_columns)
+        node.join = join_text(positions)
         node.by_key = section.kind == "one" and tuple(own) == node.table.key_columns
         if not node.by_key:
             node.relation = self._relation(node, own, section)
         if not node.linked and parent_columns != parents.key_columns:
-            node.parent_relation = self._plain_relation(parents, node.join)
+            node.parent_relation = self._plain_relation(parents, positions)
 
     def _plain_relation(self, table: TablePlan, columns: tuple[int, ...]) -> RelationPlan:
         for relation in table.relations:
             if relation.plain and relation.columns == columns:
                 return relation
-        return self._register(table, RelationPlan(len(self.relations), len(table.relations), columns))
+        plan = RelationPlan(len(self.relations), len(table.relations), columns, join_text(columns))
+        return self._register(table, plan)
 
     def _register(self, table: TablePlan, relation: RelationPlan) -> RelationPlan:
         self.relations.append(relation)
@@ -273,13 +286,16 @@ class _Compiler:
 
     def _relation(self, node: Node, own: list[str], section: Section) -> RelationPlan:
         table = node.table
-        relation = RelationPlan(len(self.relations), len(table.relations), table.positions(own), node.accept)
+        columns = table.positions(own)
+        place = len(table.relations)
+        relation = RelationPlan(len(self.relations), place, columns, join_text(columns), node.accept)
         if section.aggregates:
             relation.group = table.positions(section.group_by)
             self._aggregates(node, relation, section)
         else:
-            columns = tuple(self._sort_column(table, text) for text in section.order_by)
-            relation.orders = (OrderPlan(columns, None, False, None),)
+            order = tuple(self._sort_column(table, text) for text in section.order_by)
+            payload = None if node.children else _encoded(node.fields)
+            relation.orders = (OrderPlan(order, payload, False, None),)
         return self._register(table, relation)
 
     def _aggregates(self, node: Node, relation: RelationPlan, section: Section) -> None:
@@ -295,7 +311,8 @@ class _Compiler:
                 assert spec.column is not None
                 by = ("" if spec.function == "min" else "-") + (spec.by or spec.column)
                 sort = (self._sort_column(table, by),)
-                orders.append(OrderPlan(sort, column, spec.function != "latest", where))
+                assert column is not None
+                orders.append(OrderPlan(sort, _encoded(operator.itemgetter(column)), spec.function != "latest", where))
             elif spec.function != "share":
                 counters.append(CounterPlan(identifier, spec.function, column, where))
             node.aggregates.append(AggregatePlan(name, spec, identifier, top))
@@ -313,8 +330,15 @@ class _Compiler:
         value = _expression_getter(table, text)
         return lambda values: value(values) is True
 
-    def _fields(self, table: TablePlan, fields: list[FieldSpec]) -> list[tuple[str, Getter]]:
-        return [(spec.name, self._getter(table, spec)) for spec in fields]
+    def _fields(self, table: TablePlan, fields: list[FieldSpec]) -> Callable[[Values], dict[str, Any]]:
+        """The object of a row, in the order of the spec; plain columns are picked without a call each."""
+        plain = [(spec.name, _plain_column(table, spec)) for spec in fields]
+        if len(plain) > 1 and all(position is not None for _, position in plain):
+            names = tuple(name for name, _ in plain)
+            pick = operator.itemgetter(*(position for _, position in plain))
+            return lambda values: dict(zip(names, pick(values), strict=True))
+        getters = [(spec.name, self._getter(table, spec)) for spec in fields]
+        return lambda values: {name: getter(values) for name, getter in getters}
 
     def _getter(self, table: TablePlan, spec: FieldSpec) -> Getter:
         if spec.value is not None:
@@ -328,6 +352,18 @@ class _Compiler:
 
 ROWS = 127
 """Identifier of the counter that counts all rows of a group."""
+
+
+def _plain_column(table: TablePlan, spec: FieldSpec) -> int | None:
+    column = spec.column or spec.name
+    if spec.value or spec.mask or spec.default is not None or table.types.get(column) == "json":
+        return None
+    return table.columns.index(column)
+
+
+def _encoded(get: Callable[[Values], Any]) -> Callable[[Values], bytes]:
+    encode = msgspec.json.encode
+    return lambda values: encode(get(values))
 
 
 def _both(first: Predicate | None, second: Predicate | None) -> Predicate | None:
@@ -415,10 +451,15 @@ def columns_by_table(spec: ContextSpec) -> dict[str, set[str]]:
     return uses
 
 
-def join_text(values: Values, positions: tuple[int, ...]) -> str | None:
-    """The join value of a row as key text; None when a part is null, which joins with nothing."""
+def join_text(positions: tuple[int, ...]) -> JoinText:
+    """Gives a row's join value as key text; None when a part is null, which joins with nothing."""
     if len(positions) == 1:
-        value = values[positions[0]]
-        return None if value is None else key_text((value,))
-    parts = [values[position] for position in positions]
-    return None if None in parts else key_text(parts)
+        (position,) = positions
+        return lambda values: None if values[position] is None else key_part(values[position])
+    pick = operator.itemgetter(*positions)
+
+    def join(values: Values) -> str | None:
+        parts = pick(values)
+        return None if None in parts else key_text(parts)
+
+    return join

@@ -10,7 +10,7 @@ import msgspec
 
 from pipeline import sortable
 from pipeline.exact import limbs_of, number_of
-from pipeline.plan import CounterPlan, OrderPlan, RelationPlan, TablePlan, Values, join_text
+from pipeline.plan import CounterPlan, OrderPlan, RelationPlan, TablePlan, Values
 from pipeline.stores.store import Contribution, Membership
 
 Links = tuple[str | None, ...]
@@ -25,19 +25,19 @@ _DISTINCT_VALUE_BYTES_MAX = 64
 
 def links_of(table: TablePlan, values: Values) -> Links:
     """The row's join value in each of its table's relations."""
-    return tuple([join_text(values, relation.columns) for relation in table.relations])
+    return tuple([relation.join(values) for relation in table.relations])
 
 
 def memberships(
-    table: TablePlan, key: str, version: str, values: Values | None, former_links: Sequence[Links]
+    table: TablePlan, key: str, version: str, values: Values | None, links: Links, former_links: Sequence[Links]
 ) -> list[Membership]:
     """What to write so that the row stands where its values say, and nowhere else.
 
-    `values` None (deleted) takes it out everywhere. `former_links` are places that it may still have to leave.
+    `values` None (deleted, `links` then empty) takes it out everywhere. `former_links` are places that it may still
+    have to leave.
     """
     changes = []
-    links = links_of(table, values) if values is not None else (None,) * len(table.relations)
-    for relation, link in zip(table.relations, links, strict=True):
+    for relation, link in zip(table.relations, links or (None,) * len(table.relations), strict=True):
         if link is not None and values is not None:
             contribution = contribution_of(table, relation, key, values)
             changes.append(Membership(relation.index, link, key, version, contribution))
@@ -84,7 +84,7 @@ def _entry(table: TablePlan, order: OrderPlan, group: bytes, key: str, values: V
     if order.skip_null and values[order.columns[0][0]] is None:
         return None
     prefix = group + b"".join([encode(values[position]) for position, encode in order.columns])
-    payload = key.encode() if order.payload is None else msgspec.json.encode(values[order.payload])
+    payload = key.encode() if order.payload is None else order.payload(values)
     return sortable.make_entry(prefix, table.key_values(values), payload)
 
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from schemas.envelope import decode_record
 
 from pipeline.core.errors import Poison
 from pipeline.plan import Plan, TablePlan, Values
-from pipeline.relations import links_of
+from pipeline.relations import Links, links_of
 from pipeline.report import DeadLetter
 from pipeline.stores.store import AppliedPosition, Partition, RowWrite, StoredRow
+from schemas.envelope import decode_record
 from schemas.errors import DecodeError
 from schemas.event import ChangeEvent, Operation
 from schemas.keys import key_text
@@ -31,6 +31,7 @@ class Change(msgspec.Struct, gc=False):
     commit_time_us: int
     missing: tuple[int, ...] = ()
     former_key: str | None = None
+    links: Links = ()
 
 
 class Truncation(msgspec.Struct, gc=False):
@@ -172,6 +173,7 @@ def complete(
 
 
 def write_of(change: Change) -> RowWrite:
-    """The store write of a completed change."""
-    links = links_of(change.table, change.values) if change.values is not None else ()
-    return RowWrite(change.table.name, change.key, change.version, change.values, links, change.commit_time_us)
+    """The store write of a completed change, whose links are worked out here."""
+    if change.values is not None:
+        change.links = links_of(change.table, change.values)
+    return RowWrite(change.table.name, change.key, change.version, change.values, change.links, change.commit_time_us)

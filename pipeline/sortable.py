@@ -71,6 +71,9 @@ def entry_payload(entry: bytes) -> bytes:
 
 
 def _number(value: int | float | Decimal) -> bytes:
+    if value.__class__ is int and value > 0:
+        text = str(value)
+        return b"\xc0%b%b\x00" % ((len(text) + _EXPONENT_BIAS).to_bytes(5, "big"), text.rstrip("0").encode())
     if value.__class__ is float:
         value = Decimal(repr(value))
     elif value.__class__ is int:

@@ -13,7 +13,7 @@ def key_text(values: Iterable[Any]) -> str:
 
     Numbers and text of the same spelling are equal, so that an integer column joins with a decimal one sent as text.
     """
-    return "|".join(map(_part, values))
+    return "|".join(map(key_part, values))
 
 
 def split_key_text(text: str) -> list[str]:
@@ -21,7 +21,8 @@ def split_key_text(text: str) -> list[str]:
     return [part.replace("%7C", "|").replace("%25", "%") for part in text.split("|")]
 
 
-def _part(value: Any) -> str:
+def key_part(value: Any) -> str:
+    """One value as a part of a key text."""
     if value.__class__ is int:
         return str(value)
     if value.__class__ is str:
@@ -32,4 +33,4 @@ def _part(value: Any) -> str:
         return "false"
     if value is None:
         return "%00"
-    return _part(msgspec.json.encode(value).decode())
+    return key_part(msgspec.json.encode(value).decode())

@@ -8,6 +8,7 @@ from importlib import resources
 from typing import Any
 from zlib import crc32
 
+import hiredis
 import msgspec
 from redis import exceptions
 from redis.asyncio import Redis
@@ -86,10 +87,35 @@ class RedisClient:
         self.commands += len(calls)
         if len(calls) == 1:
             return [await self.connection.execute_command(*_command(calls[0]))]
+        if not self.settings.cluster:
+            return await self._send(calls)
         pipeline = self.connection.pipeline(transaction=False)
         for call in calls:
             pipeline.execute_command(*_command(call))
         return list(await pipeline.execute())
+
+    async def _send(self, calls: Sequence[Call]) -> list[Any]:
+        """One write, then the answers: packing by hiredis, because redis-py's own takes more time than Redis does."""
+        pool = self.connection.connection_pool
+        connection = await pool.get_connection()
+        try:
+            await connection.send_packed_command([hiredis.pack_command(_command(call)) for call in calls])
+            answers: list[Any] = []
+            for _ in calls:
+                try:
+                    answers.append(await connection.read_response())
+                except exceptions.ResponseError as error:
+                    answers.append(error)
+        except BaseException:
+            # Unread answers must not meet the next caller.
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            await pool.release(connection)
+        for answer in answers:
+            if isinstance(answer, exceptions.ResponseError):
+                raise answer
+        return answers
 
     async def run(self, *command: Any) -> Any:
         """One plain command."""
