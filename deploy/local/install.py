@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,3 +188,17 @@ _PROGRAMS = {
     ),
     "mvn": Program("mvn", lambda: shutil.which("mvn"), "maven", "Maven (brew install maven)"),
 }
+
+
+def main() -> int:
+    """`python -m deploy.local.install kafka postgres redis`: prepare before anything else of ctxpipe runs."""
+    try:
+        ensure(sys.argv[1:], lambda line: print(f"run: {line}", file=sys.stderr))
+    except EnvironmentProblem as problem:
+        print(f"run: {problem}", file=sys.stderr)
+        return problem.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
