@@ -15,15 +15,22 @@ TYPE_NAMES = (
     "timestamp", "timestamp_ms", "timestamp_us", "timestamp_ns",
     "timestamptz", "timestamptz_ms", "timestamptz_us", "interval_us", "point",
 )  # fmt: skip
-"""`decimal(precision,scale)`; `timestamp` alone is `timestamp_us`; `type[]` is an array of `type`."""
+"""Also `decimal(precision,scale)` and `bits(length)`; `timestamp` is `timestamp_us`; `type[]` is an array."""
 
 _DECIMAL = re.compile(r"(?:decimal|numeric)\(\s*(\d{1,4})\s*,\s*(\d{1,4})\s*\)")
+_BITS = re.compile(r"bits\((\d{1,9})\)")
 
 
 def scale_of(declared: str) -> int | None:
     """The scale of `decimal(precision,scale)`; None where it isn't given."""
     found = _DECIMAL.fullmatch(declared)
     return int(found.group(2)) if found else None
+
+
+def length_of(declared: str) -> int | None:
+    """The length of `bits(length)`; None where it isn't given."""
+    found = _BITS.fullmatch(declared)
+    return int(found.group(1)) if found else None
 
 
 def element_of(declared: str) -> str | None:
@@ -36,7 +43,7 @@ def check_type(declared: str) -> str | None:
     element = element_of(declared)
     if element is not None:
         return check_type(element)
-    if declared in TYPE_NAMES or _DECIMAL.fullmatch(declared):
+    if declared in TYPE_NAMES or _DECIMAL.fullmatch(declared) or _BITS.fullmatch(declared):
         return None
     if declared.startswith(("decimal", "numeric")):
         return f"{declared!r}: write decimal(precision,scale), e.g. decimal(10,2)"
