@@ -1,0 +1,223 @@
+"""The demo: from empty servers to verified bundles of real flights, told step by step."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.demo.data import FLIGHTS, TABLES
+from deploy.demo.freshness import FreshnessWatcher, percentile
+from deploy.demo.harness import Harness
+from deploy.demo.replay import departures, replay
+from deploy.demo.story import Story
+from deploy.local.processes import choose_port
+from deploy.local.roles import Role, wait_for
+from pipeline.core.errors import EnvironmentProblem
+from pipeline.stores.redis_client import RedisSettings
+from pipeline.stores.redis_store import Stores, open_stores
+from schemas.topics import table_topic
+
+ALL_FLIGHTS = 336_776
+CONTEXTS = ("flight", "airport")
+PARTITIONS = 8
+_LIVE_RATE = 150.0
+_BACKFILL_TIMEOUT_S = 1800.0
+_QUIET_S = 180.0
+
+Verify = Callable[[Path, str, Callable[[str, int], None]], Any]
+"""(configuration, context, progress) → a Verification; the command passes `ctxpipe verify`'s own."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoSettings:
+    """`rows`: flights to load; `live`: departures to replay; `keep`: leave everything running."""
+
+    root: Path
+    rows: int = ALL_FLIGHTS
+    live: int = 1_000
+    keep: bool = False
+    as_json: bool = False
+
+
+class Demo:
+    """One run. Raises EnvironmentProblem when a server or role does not do its part; ends what it started."""
+
+    def __init__(self, settings: DemoSettings, verify: Verify) -> None:
+        self.settings, self.verify = settings, verify
+        self.story = Story(settings.as_json)
+        self.harness = Harness(settings.root)
+        self.result: dict[str, Any] = {"verified": 0, "mismatches": 0}
+        self.port = 0
+
+    def run(self) -> dict[str, Any]:
+        try:
+            asyncio.run(self._run())
+        finally:
+            if self.settings.keep:
+                self._how_to_go_on()
+            self.harness.close(self.settings.keep)
+        return self.result
+
+    async def _run(self) -> None:
+        started = time.monotonic()
+        await self._servers()
+        await self._load()
+        await self._backfill()
+        await self._live()
+        await self._look()
+        await self._verify()
+        self.result["seconds"] = round(time.monotonic() - started, 1)
+        self.result["machine"] = f"{os.cpu_count()} cores, Python {platform.python_version()}"
+        self.story.summary(self.result)
+
+    async def _servers(self) -> None:
+        self.story.step("Real servers: Kafka carries the changes, Postgres is the source, Redis holds the bundles")
+        await asyncio.to_thread(self.harness.up, True, self.story.say)
+
+    async def _load(self) -> None:
+        rows = self.settings.rows
+        self.story.step("Five real tables of 2013: every flight that left New York, with planes, airports and weather")
+        await self.harness.create_tables()
+        for table in TABLES:
+            if table is FLIGHTS:
+                with self.story.bar("flights into Postgres", rows) as advance:
+                    loaded = await self.harness.load(table, rows, advance)
+            else:
+                loaded = await self.harness.load(table)
+                self.story.say(f"{table.name} into Postgres: {loaded:,}")
+        self.result["backfilled"] = loaded
+
+    async def _backfill(self) -> None:
+        self.story.step("Backfill: a snapshot of the tables flows through Kafka and becomes bundles in Redis")
+        self.story.say("context flight: with its weather, airline, plane, airports and the carrier's punctuality")
+        self.story.say("context airport: departures in numbers, the last twenty of them, carriers by share")
+        self.harness.write_config(CONTEXTS, PARTITIONS)
+        connector = self.harness.role("connect", "nyc").start()
+        workers = [self.harness.role("worker", name).start() for name in CONTEXTS]
+        started, rows = time.monotonic(), self.settings.rows
+        with self.story.bar("changes applied, both contexts", rows * len(CONTEXTS)) as advance:
+            await self._until_applied([connector, *workers], rows, advance)
+        elapsed_s = time.monotonic() - started
+        self.result["backfill_s"] = round(elapsed_s, 1)
+        self.result["events_per_s"] = round(rows * len(CONTEXTS) / elapsed_s)
+
+    async def _until_applied(self, roles: list[Role], rows: int, advance: Callable[[int], None]) -> None:
+        """Every partition of every table is past the snapshot: a heartbeat that was written after it has arrived."""
+        stores = [await self._stores(name) for name in CONTEXTS]
+        since_us, shown = int(time.time() * 1e6), 0
+        deadline = last_progress = time.monotonic()
+        topic = table_topic("nyc", "public.flights")
+        while True:
+            applied = [await store.marks.read_applied() for store in stores]
+            done = sum(min(rows, _records(positions, topic)) for positions in applied)
+            if done > shown:
+                advance(done - shown)
+                shown, last_progress = done, time.monotonic()
+            fresh = [sum(p.commit_time_us > since_us for p in positions.values()) for positions in applied]
+            if fresh == [_partitions_of(name) for name in CONTEXTS]:
+                break
+            for role in roles:
+                role.ensure_running()
+            now = time.monotonic()
+            if now - deadline > _BACKFILL_TIMEOUT_S or now - last_progress > _QUIET_S:
+                raise EnvironmentProblem(f"the backfill stands still; see the logs in {self.harness.root / 'logs'}")
+            await asyncio.sleep(0.25)
+        advance(rows * len(CONTEXTS) - shown)
+        for store in stores:
+            await store.close()
+
+    async def _live(self) -> None:
+        self.story.step(f"Live: {self.settings.live:,} real departures again, as inserts and then updates in Postgres")
+        rows = departures(self.settings.rows, self.settings.live)
+        watcher = FreshnessWatcher(self._redis_settings("flight"))
+        seen: list[float] = []
+        started = time.monotonic()
+        task = asyncio.create_task(replay(self.harness.dsn, rows, _LIVE_RATE, watcher.expect))
+        try:
+            with self.story.live() as show:
+                while not task.done() or (len(seen) < watcher.expected and time.monotonic() - started < _QUIET_S):
+                    seen += watcher.collect()
+                    show(seen, watcher.expected, time.monotonic() - started)
+                    await asyncio.sleep(0.1)
+            changes = await task
+        finally:
+            task.cancel()
+            watcher.close()
+        lost = sum(value < 0 for value in seen) + watcher.expected - len(seen)
+        if lost:
+            raise EnvironmentProblem(f"{lost} of {watcher.expected} live changes did not arrive in Redis")
+        self.result["live_changes"] = changes
+        self.result["freshness_ms"] = {"p50": round(percentile(seen, 0.5), 1), "p99": round(percentile(seen, 0.99), 1)}
+        self.story.say(f"{len(seen):,} departures seen in Redis; {self.result['freshness_ms']} ms after the commit")
+
+    async def _look(self) -> None:
+        self.story.step("Lookups: what an orchestrator gets over HTTP, by key")
+        self.port = choose_port(8080)
+        server = self.harness.role("serve", "--port", str(self.port)).start()
+        address = f"http://127.0.0.1:{self.port}/v1/contexts"
+        await asyncio.to_thread(wait_for, lambda: _answers(f"{address}/airport/JFK"), 30.0, "ctxpipe serve", [server])
+        for context, key in (("flight", str(self.settings.rows)), ("airport", "JFK")):
+            answer = json.loads(await asyncio.to_thread(_get, f"{address}/{context}/{key}"))
+            self.story.bundle(f"{context} {key}: {answer['status']}", answer["bundle"])
+
+    async def _verify(self) -> None:
+        self.story.step("Verify: SQL on Postgres computes every bundle again, without any of our tables or keys")
+        for context in CONTEXTS:
+            total = self.settings.rows + self.settings.live if context == "flight" else 1458
+            shown = 0
+            with self.story.bar(f"{context} bundles compared", total) as advance:
+
+                def progress(_what: str, count: int, advance: Callable[[int], None] = advance) -> None:
+                    nonlocal shown
+                    advance(max(0, count - shown))
+                    shown = max(shown, count)
+
+                found = await self.verify(self.harness.config_path, context, progress)
+            self.result["verified"] += found.verified
+            self.result["mismatches"] += found.mismatches + found.unsettled
+            self.story.say(f"{context}: {found.verified:,} equal to what SQL says, {found.mismatches} differ")
+
+    def _how_to_go_on(self) -> None:
+        config = self.harness.config_path
+        self.story.say(f"Everything keeps running. Try: ctxpipe get airport JFK --config {config}")
+        self.story.say(f"The configuration to play with is {config}; Postgres is {self.harness.dsn}")
+        self.story.say(
+            f"To end it: ctxpipe demo --stop   (processes {', '.join(str(r.pid) for r in self.harness.roles)})"
+        )
+
+    def _redis_settings(self, context: str) -> RedisSettings:
+        assert self.harness.addresses is not None, "the servers are up"
+        return RedisSettings(self.harness.addresses.redis, context, 1)
+
+    async def _stores(self, context: str) -> Stores:
+        return await open_stores(self._redis_settings(context))
+
+
+def _records(applied: Mapping[tuple[str, int], Any], topic: str) -> int:
+    return sum(position.offset for (name, _), position in applied.items() if name == topic)
+
+
+def _partitions_of(context: str) -> int:
+    """flight reads all five tables, airport three of them."""
+    return PARTITIONS * (len(TABLES) if context == "flight" else 3)
+
+
+def _get(address: str) -> bytes:
+    with urllib.request.urlopen(address, timeout=5) as answer:
+        return bytes(answer.read())
+
+
+def _answers(address: str) -> bool:
+    try:
+        _get(address)
+    except OSError:
+        return False
+    return True
