@@ -86,18 +86,7 @@ class KafkaServer(Server):
         return [*self._java(self.heap_mib), "kafka.Kafka", str(self._properties)]
 
     def answers(self) -> bool:
-        """True when the broker lists itself in the cluster's metadata."""
-        header = struct.pack(">hhi", 3, 1, 1) + struct.pack(">h", -1)  # Metadata v1, no client id
-        request = header + struct.pack(">i", 0)  # no topics
-        try:
-            with socket.create_connection((HOST, self.port), timeout=2.0) as connection:
-                connection.sendall(struct.pack(">i", len(request)) + request)
-                with connection.makefile("rb") as stream:
-                    size = stream.read(4)
-                    body = stream.read(struct.unpack(">i", size)[0]) if len(size) == 4 else b""
-        except OSError:
-            return False
-        return len(body) >= 8 and struct.unpack(">i", body[4:8])[0] > 0
+        return broker_answers(HOST, self.port)
 
     @property
     def _properties(self) -> Path:
@@ -120,3 +109,18 @@ class KafkaServer(Server):
             "-cp",
             f"{install.jars('kafka')}/*",
         ]
+
+
+def broker_answers(host: str, port: int) -> bool:
+    """True when a broker lists itself in the metadata of its cluster; one short probe, no client library."""
+    header = struct.pack(">hhi", 3, 1, 1) + struct.pack(">h", -1)  # Metadata v1, no client id
+    request = header + struct.pack(">i", 0)  # no topics
+    try:
+        with socket.create_connection((host, port), timeout=2.0) as connection:
+            connection.sendall(struct.pack(">i", len(request)) + request)
+            with connection.makefile("rb") as stream:
+                size = stream.read(4)
+                body = stream.read(struct.unpack(">i", size)[0]) if len(size) == 4 else b""
+    except OSError:
+        return False
+    return len(body) >= 8 and bool(struct.unpack(">i", body[4:8])[0] > 0)

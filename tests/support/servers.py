@@ -23,10 +23,11 @@ import psycopg
 import yaml
 
 from deploy.local import install
-from deploy.local.kafka import KafkaServer
+from deploy.local.kafka import KafkaServer, broker_answers
 from deploy.local.postgres import PostgresServer
-from deploy.local.processes import ProcessMark, choose_port, kill_tree
+from deploy.local.processes import HOST, ProcessMark, choose_port, kill_tree
 from deploy.local.redis import RedisCluster, RedisServer, ask
+from tests.support.eventually import eventually_sync
 
 COMPOSE_FILE = Path(__file__).parents[2] / "docker-compose.yml"
 ROOT_PREFIX = "ctxpipe-tests-"
@@ -101,40 +102,57 @@ class LocalServers:
 
 
 class DockerServers:
-    """Containers of the images that docker-compose.yml pins."""
+    """Containers of the images, with the settings, that docker-compose.yml pins."""
 
     def __init__(self) -> None:
         self._running: list[Any] = []
 
     @functools.cache  # noqa: B019
     def kafka(self) -> str:
-        from testcontainers.kafka import KafkaContainer
-
-        container = self._start(KafkaContainer(image="confluentinc/cp-kafka:7.9.1").with_kraft())
-        return str(container.get_bootstrap_server())
+        port = choose_port()  # the broker announces the address that clients reach it by, so it is chosen beforehand
+        container = self._container("kafka").with_bind_ports(29092, port)
+        container.with_env("KAFKA_CONTROLLER_QUORUM_VOTERS", "1@localhost:9093")
+        container.with_env("KAFKA_ADVERTISED_LISTENERS", f"PLAINTEXT://localhost:9092,HOST://{HOST}:{port}")
+        container.start()
+        eventually_sync(lambda: broker_answers(HOST, port), timeout_s=90, what="Kafka answers")
+        return f"{HOST}:{port}"
 
     @functools.cache  # noqa: B019
     def postgres(self) -> str:
-        from testcontainers.postgres import PostgresContainer
+        container = self._container("postgres").with_exposed_ports(5432)
+        password = _compose_service("postgres")["environment"]["POSTGRES_PASSWORD"]
+        container.start()
+        where = f"{container.get_container_host_ip()}:{container.get_exposed_port(5432)}"
+        dsn = f"postgresql://postgres:{password}@{where}/postgres"
 
-        container = PostgresContainer(image_of("postgres"), username="postgres", password="test", dbname="postgres")
-        command = "postgres -c wal_level=logical -c max_replication_slots=32 -c max_wal_senders=32 -c fsync=off"
-        self._start(container.with_command(command))
-        return str(container.get_connection_url(driver=None))
+        def answers() -> bool:
+            with psycopg.connect(dsn):
+                return True
+
+        eventually_sync(answers, timeout_s=90, what="Postgres answers", ignore=(psycopg.OperationalError,))
+        return dsn
 
     @functools.cache  # noqa: B019
     def redis(self) -> str:
-        from testcontainers.redis import RedisContainer
-
-        container = self._start(RedisContainer(image_of("redis")))
-        return f"redis://{container.get_container_host_ip()}:{container.get_exposed_port(6379)}/0"
+        container = self._container("redis").with_exposed_ports(6379)
+        container.start()
+        host, port = container.get_container_host_ip(), int(container.get_exposed_port(6379))
+        eventually_sync(lambda: ask(host, port, "PING"), timeout_s=60, what="Redis answers", ignore=(OSError,))
+        return f"redis://{host}:{port}/0"
 
     def close(self) -> None:
         for container in self._running:
             container.stop()
 
-    def _start(self, container: Any) -> Any:
-        container.start()
+    def _container(self, name: str) -> Any:
+        from testcontainers.core.container import DockerContainer
+
+        service = _compose_service(name)
+        container = DockerContainer(service["image"])
+        for variable, value in service.get("environment", {}).items():
+            container.with_env(variable, value)
+        if "command" in service:
+            container.with_command(service["command"])
         self._running.append(container)
         return container
 
@@ -157,9 +175,8 @@ def docker_answers() -> bool:
     return False
 
 
-def image_of(service: str) -> str:
-    """The image that docker-compose.yml pins for a service."""
-    return str(yaml.safe_load(COMPOSE_FILE.read_text())["services"][service]["image"])
+def _compose_service(name: str) -> dict[str, Any]:
+    return dict(yaml.safe_load(COMPOSE_FILE.read_text())["services"][name])
 
 
 @contextmanager
