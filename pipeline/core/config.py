@@ -1,0 +1,281 @@
+"""`ctxpipe.yaml`: where Kafka, Redis and the sources are, and which contexts are served; read once, at start."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, field_validator
+
+from pipeline.core.errors import ConfigError
+from schemas.context import ContextSpec, FieldSpec, Name, Section
+from schemas.context_file import ContextFile, read_context
+from schemas.errors import SpecError
+from schemas.yaml_file import Location, Mistake, mistakes_of, read_yaml, suggestion
+
+DEFAULT_PATH = "ctxpipe.yaml"
+STATE_FILE = Path(".ctxpipe") / "local" / "state.json"
+"""Written by `ctxpipe up`; its addresses stand in for those that the file leaves out."""
+
+_HIDDEN = "**********"
+_SECRET_KEYS = re.compile(r"password|secret|token|dsn|credential", re.IGNORECASE)
+_URL_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):([^/\s]+)@")
+_VARIABLE = re.compile(r"\$(?:(\$)|\{([^}]*)\})")
+_VARIABLE_NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
+
+
+class ConfigPart(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KafkaConfig(ConfigPart):
+    """`partitions` and `replication_factor` are for topics that ctxpipe makes."""
+
+    bootstrap_servers: str = Field(min_length=1, description="host:port, several with commas between them")
+    partitions: int = Field(default=8, ge=1, le=1000)
+    replication_factor: int = Field(default=1, ge=1, le=10)
+
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        for address in value.split(","):
+            host, _, port = address.strip().rpartition(":")
+            if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+                raise ValueError(f"{address.strip()!r} is not host:port, e.g. 127.0.0.1:9092")
+        return value
+
+
+class RedisConfig(ConfigPart):
+    """`url` may hold a password and is left out of every representation."""
+
+    url: str = Field(repr=False, description="redis://[user:password@]host:port/database, rediss:// with TLS")
+    cluster: bool = False
+    prefix: str = Field(default="ctxpipe", pattern=r"^[A-Za-z0-9_.:-]+$", max_length=60)
+
+    @field_validator("url")
+    @classmethod
+    def _scheme(cls, value: str) -> str:
+        if not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("is no Redis address; write redis://host:port/0, or rediss:// with TLS")
+        return value
+
+
+class ServeConfig(ConfigPart):
+    """Where `ctxpipe serve` listens; port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+
+
+class Config(ConfigPart):
+    """The whole file. `sources` are raw mappings with `connector`; the connector's own section class parses them."""
+
+    kafka: KafkaConfig
+    redis: RedisConfig
+    sources: dict[Name, dict[str, Any]] = Field(default_factory=dict, repr=False)
+    contexts: list[str] = Field(default_factory=list, description="file patterns, relative to this file")
+    serve: ServeConfig = Field(default_factory=ServeConfig)
+    mask_secret: SecretStr | None = Field(default=None, description="key of the hashes that mask: hash makes")
+
+    _path: Path = PrivateAttr(default=Path(DEFAULT_PATH))
+
+    @property
+    def path(self) -> Path:
+        """The file that this was read from; relative patterns start in its folder."""
+        return self._path
+
+    def shown(self) -> dict[str, Any]:
+        """Everything but the secrets, for `--json` and logs."""
+        shown: dict[str, Any] = without_secrets(self.model_dump(mode="json"))
+        return shown
+
+
+def load(path: str | Path = DEFAULT_PATH) -> Config:
+    """Raises ConfigError with every mistake of the file, each `file:line: where: what is wrong; how to mend it`."""
+    file = Path(path)
+    try:
+        document = read_yaml(file)
+    except SpecError as error:
+        raise ConfigError(_with_advice(error.mistakes, file)) from None
+    if not isinstance(document.data, dict):
+        raise ConfigError([f"{file}:1: a configuration is a mapping with kafka, redis, sources and contexts"])
+    mistakes: list[Mistake] = []
+    data = _filled(document.data, (), mistakes)
+    _add_local_stack(data, file)
+    mistakes += _missing_servers(data)
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        named = {mistake.location for mistake in mistakes}
+        mistakes += [m for m in mistakes_of(error, Config, {}) if m.location not in named and not _said(m)]
+        raise ConfigError(document.sentences(mistakes)) from None
+    config._path = file
+    mistakes += _source_mistakes(config)
+    if mistakes:
+        raise ConfigError(document.sentences(mistakes))
+    return config
+
+
+def load_contexts(config: Config) -> dict[str, ContextSpec]:
+    """The contexts by name, sorted. Raises ConfigError with the mistakes of all their files."""
+    mistakes: list[str] = []
+    files: dict[str, ContextFile] = {}
+    for path in _context_paths(config, mistakes):
+        try:
+            file = read_context(path)
+        except SpecError as error:
+            mistakes += error.mistakes
+            continue
+        name = file.spec.context
+        other = files.setdefault(name, file)
+        if other is not file:
+            place, first = file.document.place(("context",)), other.document.place(("context",))
+            mistakes.append(f"{place}: context {name!r} is declared in {first} already; keep one of the two files")
+        mistakes += file.document.sentences(_context_mistakes(config, file.spec))
+    if mistakes:
+        raise ConfigError(mistakes)
+    return {name: files[name].spec for name in sorted(files)}
+
+
+def without_secrets(value: Any, key: str = "") -> Any:
+    """A copy with passwords in addresses and everything under a key like `password` replaced by asterisks."""
+    if isinstance(value, Mapping):
+        return {name: without_secrets(inner, str(name)) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [without_secrets(inner, key) for inner in value]
+    if isinstance(value, str):
+        masked = mask_addresses(value)
+        secret = _SECRET_KEYS.search(key) is not None and "://" not in value
+        return _HIDDEN if secret else masked
+    return value
+
+
+def mask_addresses(text: str) -> str:
+    """`scheme://user:password@host` → `scheme://user:**********@host`."""
+    return _URL_PASSWORD.sub(rf"\1:{_HIDDEN}@", text)
+
+
+def _filled(value: Any, location: Location, mistakes: list[Mistake]) -> Any:
+    """`${NAME}`, `${NAME:-otherwise}` and `$$` in every text. NAME_FILE names a file that holds the value."""
+    if isinstance(value, dict):
+        return {key: _filled(inner, (*location, key), mistakes) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_filled(inner, (*location, i), mistakes) for i, inner in enumerate(value)]
+    if not isinstance(value, str) or "$" not in value:
+        return value
+
+    def fill(found: re.Match[str]) -> str:
+        return "$" if found.group(1) else _variable(found.group(2), location, mistakes)
+
+    return _VARIABLE.sub(fill, value)
+
+
+def _variable(text: str, location: Location, mistakes: list[Mistake]) -> str:
+    parts = _VARIABLE_NAME.fullmatch(text)
+    if parts is None:
+        mistakes.append(Mistake(location, f"${{{text}}} is no variable; write ${{NAME}}, or $$ for a dollar sign"))
+        return ""
+    name, otherwise = parts.groups()
+    value, file = os.environ.get(name), os.environ.get(f"{name}_FILE")
+    if value is not None:
+        return value
+    if file is not None:
+        try:
+            return Path(file).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            mistakes.append(Mistake(location, f"{name}_FILE names {file}, which can't be read: {reason}"))
+            return ""
+    if otherwise is None:
+        text = f"the environment has no {name}, nor {name}_FILE with the path of a file that holds it"
+        mistakes.append(Mistake(location, text))
+    return otherwise or ""
+
+
+def _add_local_stack(data: dict[str, Any], file: Path) -> None:
+    """Puts in the addresses of a local stack that is up, where the file gives none."""
+    addresses = _local_addresses(file)
+    for section, key, server in (("kafka", "bootstrap_servers", "kafka"), ("redis", "url", "redis")):
+        given = data.get(section)
+        if server in addresses and (given is None or (isinstance(given, dict) and key not in given)):
+            data[section] = {**(given or {}), key: addresses[server]}
+
+
+def _local_addresses(file: Path) -> dict[str, str]:
+    for folder in (Path.cwd(), file.absolute().parent):
+        try:
+            state = json.loads((folder / STATE_FILE).read_text())
+            if state["up"] is True:
+                return {name: str(server["address"]) for name, server in state["servers"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return {}
+
+
+def _missing_servers(data: Mapping[str, Any]) -> Iterator[Mistake]:
+    for section, example in (("kafka", "{bootstrap_servers: host:9092}"), ("redis", "{url: redis://host:6379/0}")):
+        if data.get(section) is None:
+            yield Mistake(
+                (section,), f"is not set and no local stack is up; write {section}: {example}, or run `ctxpipe up`"
+            )
+
+
+def _said(mistake: Mistake) -> bool:
+    """What _missing_servers says better."""
+    return not mistake.location and mistake.text in ("'kafka' is missing", "'redis' is missing")
+
+
+def _source_mistakes(config: Config) -> Iterator[Mistake]:
+    for name, section in config.sources.items():
+        if not isinstance(section.get("connector"), str):
+            yield Mistake(("sources", name), "'connector' is missing; write connector: postgres")
+
+
+def _context_paths(config: Config, mistakes: list[str]) -> list[Path]:
+    """Each file once, in the order of the patterns and then of their names."""
+    folder, found = config.path.parent, dict[Path, None]()
+    for pattern in config.contexts:
+        if not any(sign in pattern for sign in "*?["):
+            found[folder / pattern] = None
+            continue
+        absolute = Path(pattern).is_absolute()
+        start, rest = (Path("/"), pattern.lstrip("/")) if absolute else (folder, pattern)
+        matches = sorted(path for path in start.glob(rest) if path.is_file())
+        if not matches:
+            mistakes.append(f"{config.path}: contexts: no file matches {pattern!r} in {folder.absolute()}")
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def _context_mistakes(config: Config, spec: ContextSpec) -> Iterator[Mistake]:
+    for name, entity in spec.entities.items():
+        source = config.sources.get(entity.source)
+        at = ("entities", name)
+        if source is None and config.sources:
+            hint = suggestion(entity.source, config.sources)
+            yield Mistake((*at, "source"), f"{config.path} has no source {entity.source!r}{hint}")
+        tables = source.get("tables") if source else None
+        if isinstance(tables, list) and entity.table not in tables:
+            hint = suggestion(entity.table, [table for table in tables if isinstance(table, str)])
+            text = f"source {entity.source} does not capture {entity.table}; add it in {config.path}{hint}"
+            yield Mistake((*at, "table"), text)
+    if config.mask_secret is None:
+        for location in _hashed(spec.fields, spec.sections, ()):
+            text = f"hash needs a secret; write mask_secret: ${{CTXPIPE_MASK_SECRET}} in {config.path}"
+            yield Mistake(location, text)
+
+
+def _hashed(fields: list[FieldSpec], sections: Mapping[str, Section], at: Location) -> Iterator[Location]:
+    yield from ((*at, "fields", i, "mask") for i, field in enumerate(fields) if field.mask == "hash")
+    for name, section in sections.items():
+        yield from _hashed(section.fields, section.sections, (*at, "sections", name))
+
+
+def _with_advice(mistakes: list[str], file: Path) -> list[str]:
+    if "no such file" not in mistakes[0]:
+        return mistakes
+    return [f"{mistakes[0]}; give another with --config or CTXPIPE_CONFIG (README shows how to write {file.name})"]
