@@ -3,6 +3,7 @@ CTXPIPE_CONFIG and CTXPIPE_CONTEXT name; `ctxpipe worker` runs several in proces
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Any, NoReturn
 import faust
 from mode import get_logger
 
-from pipeline.core.errors import CtxpipeError, Retryable
+from pipeline.core.errors import ConfigError, CtxpipeError, Retryable
 from pipeline.report import BatchReport
 from pipeline.stores.store import MarkStore
 from pipeline.streams.agents import BatchRunner
@@ -212,3 +213,17 @@ def _add_agents(app: ContextApp) -> None:
     async def rebuild(stream: Any) -> None:
         assert app.handler is not None
         await runner(app.handler.rebuild).run(stream)
+
+
+def __getattr__(name: str) -> Any:
+    """`app`, made when it is first asked for, so that importing this module needs no configuration."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pipeline.streams.compose import app_of_file
+
+    context = os.environ.get("CTXPIPE_CONTEXT")
+    if not context:
+        raise ConfigError(["set CTXPIPE_CONTEXT to the context that this worker serves"])
+    made = app_of_file(os.environ.get("CTXPIPE_CONFIG", "ctxpipe.yaml"), context)
+    globals()["app"] = made
+    return made

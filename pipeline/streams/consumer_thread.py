@@ -30,6 +30,7 @@ POSITIONS_EVERY_S = 0.25
 COMMIT_TIMEOUT_S = 10.0
 FETCH_WAIT_MS = 250
 ERROR_PAUSE_S = 1.0
+STOP_CHECK_S = 0.1
 
 Result = TypeVar("Result")
 
@@ -62,6 +63,22 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     async def committed_or_beginning(self, partitions: frozenset[Partition]) -> dict[Partition, int]:
         """Kafka's committed offset of each partition, its first offset where there is none."""
         return await self._in_thread(self._committed_or_beginning(partitions))
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        await self._unless_stopping(super().on_partitions_revoked(revoked))
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        await self._unless_stopping(super().on_partitions_assigned(assigned, generation_id))
+
+    async def _unless_stopping(self, callback: Coroutine[Any, Any, None]) -> None:
+        """A rebalance that meets a stop would wait for ever for the agents' loop, and the group for this member."""
+        task = asyncio.ensure_future(callback)
+        while not task.done() and not self.app.should_stop:
+            await asyncio.wait({task}, timeout=STOP_CHECK_S)
+        if task.done():
+            task.result()
+        else:
+            task.cancel()
 
     async def _in_thread(self, work: Coroutine[Any, Any, Result]) -> Result:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.thread_loop))

@@ -262,6 +262,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             interrupted = late
             await asyncio.sleep(0.01)
 
+    def close(self) -> None:
+        """Faust would close Kafka's client from the wrong loop when a rebalance meets a stop, and never leave the
+        group; the consumer thread's own stop does both in order."""
+
     def verify_event_path(self, now: float, tp: TP) -> None:
         """Faust's own livelock messages know nothing of batches; pipeline.streams.watchdog watches instead."""
 

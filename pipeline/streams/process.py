@@ -1,0 +1,99 @@
+"""One worker process: `python -m pipeline.streams.process --config PATH CONTEXT`, started by the supervisor."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.core.errors import CtxpipeError
+from pipeline.streams.ending import end_process
+
+PARENT_CHECK_S = 1.0
+STOP_TIMEOUT_S = 20.0
+LOG_FORMAT = "%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
+CHATTY = ("faust", "mode", "aiokafka", "asyncio")
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs until SIGTERM or SIGINT, or until the process that started it is gone. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="pipeline.streams.process")
+    parser.add_argument("--config", required=True)
+    parser.add_argument("context")
+    chosen = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    _use_uvloop()
+    from pipeline.streams.compose import app_of_file
+
+    try:
+        app = app_of_file(chosen.config, chosen.context)
+    except CtxpipeError as error:
+        logger.critical("%s", error)
+        return error.exit_code
+    # Most objects made until now live as long as the process: the collector need not look at them again.
+    gc.freeze()
+    try:
+        asyncio.run(run(app))
+    except Exception as error:  # noqa: BLE001 - the end of the process: its threads would keep it alive
+        end_process(error)
+    return 0
+
+
+async def run(app: Any) -> None:
+    """Starts the app and stops it in order when asked to. A crash inside Faust ends the process without a commit."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    starting = asyncio.ensure_future(app.start())
+    crashed = asyncio.ensure_future(app._crashed.wait())
+    asked = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(_until_orphaned(os.getppid()))]
+    await asyncio.wait({starting, crashed, *asked}, return_when=asyncio.FIRST_COMPLETED)
+    if starting.done():
+        starting.result()
+        await asyncio.wait({crashed, *asked}, return_when=asyncio.FIRST_COMPLETED)
+    if crashed.done():
+        end_process(app.crash_reason or RuntimeError("Faust crashed"))
+    deadline = threading.Timer(STOP_TIMEOUT_S, _end_anyway)
+    deadline.daemon = True
+    deadline.start()
+    await app.stop()
+    deadline.cancel()
+    for task in (starting, crashed, *asked):
+        task.cancel()
+
+
+def _end_anyway() -> None:
+    logger.error("not everything stopped within %.0f s; ending anyway, which loses nothing", STOP_TIMEOUT_S)
+    os._exit(0)
+
+
+async def _until_orphaned(parent: int) -> None:
+    while os.getppid() == parent:  # noqa: ASYNC110 - nobody tells a process that its parent is gone
+        await asyncio.sleep(PARENT_CHECK_S)
+
+
+def _use_uvloop() -> None:
+    try:
+        import uvloop
+    except ImportError:
+        return
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    # Faust leaves threads behind that Python would wait for; everything of ours is stopped and flushed.
+    os._exit(code)

@@ -1,0 +1,115 @@
+"""Keeps worker processes running: starts them, starts them again with backoff, ends them in order."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pipeline.streams.backoff import Backoff
+
+logger = logging.getLogger(__name__)
+
+GIVE_UP_CODES = (2, 3)
+"""A configuration or environment that no restart mends; see core.errors."""
+HEALTHY_AFTER_S = 60.0
+STOP_TIMEOUT_S = 30.0
+LOOK_EVERY_S = 0.1
+
+
+class Child(Protocol):
+    """What the supervisor needs of subprocess.Popen."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+
+    def send_signal(self, number: int) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Place:
+    """One worker that should run: its name, its process, and when to start it again."""
+
+    name: str
+    command: Sequence[str]
+    child: Child | None = None
+    started_s: float = 0.0
+    start_at_s: float = 0.0
+    backoff: Backoff = field(default_factory=lambda: Backoff(first_s=0.5, longest_s=30.0))
+
+
+class Supervisor:
+    """`run` returns when `stop` is set (0) or when a worker ended with a code that no restart mends (that code)."""
+
+    def __init__(
+        self,
+        places: Sequence[Place],
+        *,
+        spawn: Callable[[Sequence[str]], Child] = subprocess.Popen,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.places, self._spawn, self._now_s = list(places), spawn, now_s
+
+    def run(self, stop: threading.Event) -> int:
+        """Blocks; call it from the main thread."""
+        code: int | None = None
+        while code is None and not stop.wait(LOOK_EVERY_S):
+            code = self.look()
+        self._end_all()
+        return code or 0
+
+    def look(self) -> int | None:
+        """Starts what should run and does not; the exit code when all must end."""
+        for place in self.places:
+            ended = None if place.child is None else place.child.poll()
+            if place.child is not None and ended is None:
+                continue
+            if place.child is not None:
+                place.child = None
+                if ended in GIVE_UP_CODES:
+                    return ended
+                self._plan_restart(place, ended)
+            if self._now_s() >= place.start_at_s:
+                place.child, place.started_s = self._spawn(place.command), self._now_s()
+        return None
+
+    def _plan_restart(self, place: Place, ended: int | None) -> None:
+        now_s = self._now_s()
+        if now_s - place.started_s > HEALTHY_AFTER_S:
+            place.backoff.reset()
+        wait_s = place.backoff.next_s()
+        place.start_at_s = now_s + wait_s
+        logger.error("worker %s ended with code %s; starting it again in %.1f s", place.name, ended, wait_s)
+
+    def _end_all(self) -> None:
+        children = [place.child for place in self.places if place.child is not None]
+        for child in children:
+            child.send_signal(signal.SIGTERM)
+        until_s = self._now_s() + STOP_TIMEOUT_S
+        while any(child.poll() is None for child in children) and self._now_s() < until_s:
+            time.sleep(LOOK_EVERY_S / 5)
+        for child in children:
+            if child.poll() is None:
+                logger.error("worker process %d does not stop; killing it, which loses nothing", child.pid)
+                child.kill()
+
+
+def places(config_path: str, contexts: Sequence[str], processes: int) -> list[Place]:
+    """`processes` workers for each context."""
+    return [
+        Place(
+            f"{context}/{number + 1}",
+            [sys.executable, "-m", "pipeline.streams.process", "--config", config_path, context],
+        )
+        for context in contexts
+        for number in range(processes)
+    ]
