@@ -12,9 +12,11 @@ import yaml
 from deploy.demo.data import TABLES, Table, read_rows
 from deploy.local.roles import Role
 from deploy.local.stack import Stack
+from pipeline.stores.redis_client import RedisSettings
 
 CONTEXTS = Path(__file__).parent / "contexts"
 DATABASE = "flights"
+PARTITIONS = 8
 LOAD_CHUNK_ROWS = 5_000
 
 
@@ -93,7 +95,7 @@ class Harness:
             await connection.close()
         return count
 
-    def write_config(self, contexts: Sequence[str] = ("flight", "airport"), partitions: int = 8) -> Path:
+    def write_config(self, contexts: Sequence[str] = ("flight", "airport")) -> Path:
         """The configuration that every role reads, and copies of the context files beside it."""
         assert self.addresses is not None, "up() comes first"
         folder = self.root / "contexts"
@@ -102,7 +104,7 @@ class Harness:
         for name in contexts:
             shutil.copy(CONTEXTS / f"{name}.yaml", folder)
         config = {
-            "kafka": {"bootstrap_servers": self.addresses.kafka, "partitions": partitions},
+            "kafka": {"bootstrap_servers": self.addresses.kafka, "partitions": PARTITIONS},
             "redis": {"url": self.addresses.redis},
             "sources": {
                 "nyc": {
@@ -115,6 +117,11 @@ class Harness:
         }
         self.config_path.write_text(yaml.safe_dump(config, sort_keys=False))
         return self.config_path
+
+    def redis_settings(self, context: str) -> RedisSettings:
+        """For a reader of a context's state."""
+        assert self.addresses is not None, "up() comes first"
+        return RedisSettings(self.addresses.redis, context, 1)
 
     def role(self, name: str, *arguments: str) -> Role:
         """A role with this configuration; started by the caller, ended by `close` at the latest."""

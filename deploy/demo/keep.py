@@ -1,4 +1,4 @@
-"""What `ctxpipe demo --keep` leaves behind: remembered by process, so that a later `--stop` ends that and nothing else."""
+"""What `ctxpipe demo --keep` leaves running: remembered by process, so that `--stop` ends that and nothing else."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def marker_of(row: dict[str, Any]) -> bytes:
 
 
 def _changes(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], bool]]:
-    """(row, is the insert), interleaved. A flight without an arrival delay has nothing to tell, so it stays scheduled."""
+    """(row, is the insert), interleaved. A flight that never arrived has nothing to tell, so it stays scheduled."""
     changes: list[tuple[dict[str, Any], bool]] = []
     waiting: deque[dict[str, Any]] = deque()
     for row in rows:

@@ -8,28 +8,24 @@ import os
 import platform
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deploy.demo.backfill import wait_until_backfilled
 from deploy.demo.data import FLIGHTS, TABLES
 from deploy.demo.freshness import FreshnessWatcher, percentile
 from deploy.demo.harness import Harness
 from deploy.demo.replay import departures, replay
 from deploy.demo.story import Story
 from deploy.local.processes import choose_port
-from deploy.local.roles import Role, wait_for
+from deploy.local.roles import wait_for
 from pipeline.core.errors import EnvironmentProblem
-from pipeline.stores.redis_client import RedisSettings
-from pipeline.stores.redis_store import Stores, open_stores
-from schemas.topics import table_topic
 
 ALL_FLIGHTS = 336_776
 CONTEXTS = ("flight", "airport")
-PARTITIONS = 8
 _LIVE_RATE = 150.0
-_BACKFILL_TIMEOUT_S = 1800.0
 _QUIET_S = 180.0
 
 Verify = Callable[[Path, str, Callable[[str, int], None]], Any]
@@ -99,45 +95,20 @@ class Demo:
         self.story.step("Backfill: a snapshot of the tables flows through Kafka and becomes bundles in Redis")
         self.story.say("context flight: with its weather, airline, plane, airports and the carrier's punctuality")
         self.story.say("context airport: departures in numbers, the last twenty of them, carriers by share")
-        self.harness.write_config(CONTEXTS, PARTITIONS)
+        self.harness.write_config(CONTEXTS)
         connector = self.harness.role("connect", "nyc").start()
         workers = [self.harness.role("worker", name).start() for name in CONTEXTS]
         started, rows = time.monotonic(), self.settings.rows
         with self.story.bar("changes applied, both contexts", rows * len(CONTEXTS)) as advance:
-            await self._until_applied([connector, *workers], rows, advance)
+            await wait_until_backfilled(self.harness, CONTEXTS, rows, [connector, *workers], advance)
         elapsed_s = time.monotonic() - started
         self.result["backfill_s"] = round(elapsed_s, 1)
         self.result["events_per_s"] = round(rows * len(CONTEXTS) / elapsed_s)
 
-    async def _until_applied(self, roles: list[Role], rows: int, advance: Callable[[int], None]) -> None:
-        """Every partition of every table is past the snapshot: a heartbeat that was written after it has arrived."""
-        stores = [await self._stores(name) for name in CONTEXTS]
-        since_us, shown = int(time.time() * 1e6), 0
-        deadline = last_progress = time.monotonic()
-        topic = table_topic("nyc", "public.flights")
-        while True:
-            applied = [await store.marks.read_applied() for store in stores]
-            done = sum(min(rows, _records(positions, topic)) for positions in applied)
-            if done > shown:
-                advance(done - shown)
-                shown, last_progress = done, time.monotonic()
-            fresh = [sum(p.commit_time_us > since_us for p in positions.values()) for positions in applied]
-            if fresh == [_partitions_of(name) for name in CONTEXTS]:
-                break
-            for role in roles:
-                role.ensure_running()
-            now = time.monotonic()
-            if now - deadline > _BACKFILL_TIMEOUT_S or now - last_progress > _QUIET_S:
-                raise EnvironmentProblem(f"the backfill stands still; see the logs in {self.harness.root / 'logs'}")
-            await asyncio.sleep(0.25)
-        advance(rows * len(CONTEXTS) - shown)
-        for store in stores:
-            await store.close()
-
     async def _live(self) -> None:
         self.story.step(f"Live: {self.settings.live:,} real departures again, as inserts and then updates in Postgres")
         rows = departures(self.settings.rows, self.settings.live)
-        watcher = FreshnessWatcher(self._redis_settings("flight"))
+        watcher = FreshnessWatcher(self.harness.redis_settings("flight"))
         seen: list[float] = []
         started = time.monotonic()
         task = asyncio.create_task(replay(self.harness.dsn, rows, _LIVE_RATE, watcher.expect))
@@ -192,22 +163,6 @@ class Demo:
         self.story.say(
             f"To end it: ctxpipe demo --stop   (processes {', '.join(str(r.pid) for r in self.harness.roles)})"
         )
-
-    def _redis_settings(self, context: str) -> RedisSettings:
-        assert self.harness.addresses is not None, "the servers are up"
-        return RedisSettings(self.harness.addresses.redis, context, 1)
-
-    async def _stores(self, context: str) -> Stores:
-        return await open_stores(self._redis_settings(context))
-
-
-def _records(applied: Mapping[tuple[str, int], Any], topic: str) -> int:
-    return sum(position.offset for (name, _), position in applied.items() if name == topic)
-
-
-def _partitions_of(context: str) -> int:
-    """flight reads all five tables, airport three of them."""
-    return PARTITIONS * (len(TABLES) if context == "flight" else 3)
 
 
 def _get(address: str) -> bytes:

@@ -69,11 +69,15 @@ class Story:
     def summary(self, result: dict[str, Any]) -> None:
         table = Table(title="What happened", show_header=False)
         for name, value in result.items():
-            table.add_row(name.replace("_", " "), json.dumps(value) if isinstance(value, dict) else f"{value:,}")
+            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int | float) else _text(value))
         self.console.print(table)
         if self.as_json:
             sys.stdout.write(json.dumps(result) + "\n")
             sys.stdout.flush()
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _freshness_table(seen: list[float], expected: int, elapsed_s: float) -> Table:

@@ -1,4 +1,4 @@
-"""ctxpipe's own roles as child processes on a stack: what the demo, the benchmarks and the chaos tests start and kill."""
+"""ctxpipe's own roles as child processes on a stack: what demo, benchmarks and chaos tests start and kill."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class Role:
         """Raises EnvironmentProblem with the end of the log when the process has ended."""
         if not self.running():
             raise EnvironmentProblem(
-                f"ctxpipe {' '.join(self.arguments)} ended unexpectedly. Its log {self.log_file} ends with:\n{self.tail()}"
+                f"ctxpipe {' '.join(self.arguments)} ended unexpectedly."
+                f" Its log {self.log_file} ends with:\n{self.tail()}"
             )
 
     def stop(self) -> int | None:

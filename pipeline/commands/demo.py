@@ -31,9 +31,11 @@ def command(rows: int, live: int, as_json: bool, keep: bool, stop: bool, directo
         return
     refuse_if_kept(directory)
     demo = Demo(DemoSettings(directory, rows, min(live, rows), keep, as_json), _verify)
-    result = demo.run()
-    if keep:
-        remember(directory, [role.pid for role in demo.harness.roles])
+    try:
+        result = demo.run()
+    finally:
+        if keep:
+            remember(directory, [role.pid for role in demo.harness.roles])
     if result["mismatches"]:
         click.get_current_context().exit(1)
 

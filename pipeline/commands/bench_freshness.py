@@ -1,0 +1,82 @@
+"""`ctxpipe bench freshness`: from the commit in Postgres to the bundle readable in Redis, by a watcher of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command("freshness")
+@click.option("--rate", type=click.FloatRange(1, 5_000), default=500.0, show_default=True, help="Changes per second.")
+@click.option(
+    "--changes", type=click.IntRange(100), default=6_000, show_default=True, help="Inserts and updates in all."
+)
+@click.option("--rows", type=click.IntRange(1_000, 336_776), default=20_000, show_default=True, help="Flights before.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object as the last line.")
+@click.option("--dir", "directory", type=click.Path(path_type=Path), default=Path(".ctxpipe/bench-freshness"))
+def command(rate: float, changes: int, rows: int, as_json: bool, directory: Path) -> None:
+    """One connector and one worker on the flight context; each update of a flight is timed until a reader sees it."""
+    import asyncio
+    import json
+
+    result = asyncio.run(_measure(rate, changes, rows, directory))
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    for name, value in result.items():
+        click.echo(f"{name:>20}  {value}")
+
+
+async def _measure(rate: float, changes: int, rows: int, directory: Path) -> dict[str, Any]:
+    from deploy.demo.backfill import wait_until_backfilled
+    from deploy.demo.data import TABLES
+    from deploy.demo.harness import Harness
+
+    harness = Harness(directory)
+    try:
+        harness.up(say=lambda line: click.echo(line, err=True))
+        await harness.create_tables()
+        for table in TABLES:
+            await harness.load(table, rows if table.name == "flights" else None)
+        harness.write_config(("flight",))
+        roles = [harness.role("connect", "nyc").start(), harness.role("worker", "flight").start()]
+        await wait_until_backfilled(harness, ("flight",), rows, roles)
+        return await _replay(harness, rate, changes, rows)
+    finally:
+        harness.close()
+
+
+async def _replay(harness: Any, rate: float, changes: int, rows: int) -> dict[str, Any]:
+    import asyncio
+    import time
+
+    from deploy.demo.freshness import FreshnessWatcher, percentile
+    from deploy.demo.replay import departures, replay
+
+    watcher = FreshnessWatcher(harness.redis_settings("flight"))
+    seen: list[float] = []
+    started = time.monotonic()
+    task = asyncio.create_task(replay(harness.dsn, departures(rows, changes // 2), rate, watcher.expect))
+    deadline = started + changes / rate + 60
+    try:
+        while not task.done() or (len(seen) < watcher.expected and time.monotonic() < deadline):
+            seen += watcher.collect()
+            await asyncio.sleep(0.05)
+        done = await task
+        elapsed_s = time.monotonic() - started
+    finally:
+        task.cancel()
+        watcher.close()
+    timed = [value for value in seen if value >= 0]
+    return {
+        "p50_ms": round(percentile(timed, 0.5), 2),
+        "p90_ms": round(percentile(timed, 0.9), 2),
+        "p99_ms": round(percentile(timed, 0.99), 2),
+        "slowest_ms": round(max(timed, default=0.0), 2),
+        "timed": len(timed),
+        "not_seen": watcher.expected - len(timed),
+        "changes": done,
+        "changes_per_s": round(done / elapsed_s, 1),
+    }
