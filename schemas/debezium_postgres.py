@@ -179,9 +179,9 @@ def _version(source: Source) -> str:
     sequence, lsn = source.sequence, source.lsn
     try:
         if sequence is not None:
-            if sequence[:2] == '["' and sequence[-2:] == '"]':
-                major, _, minor = sequence[2:-2].partition('","')
-                version = f"{int(major):016x}{int(minor):016x}"
+            pieces = sequence.split('"')
+            if len(pieces) == 5:
+                version = "%016x%016x" % (int(pieces[1]), int(pieces[3]))  # noqa: UP031 - faster than an f-string
                 if len(version) != VERSION_LENGTH or "-" in version:
                     raise ValueError("no log positions")
                 return version
