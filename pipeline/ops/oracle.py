@@ -23,6 +23,7 @@ from schemas.keys import key_text, split_key_text
 JOIN_VALUES_MAX = 5_000
 """Join values asked for at once."""
 
+ROOT_ROWS = 16_000
 MEMO_BYTES_MAX = 256 * 1024 * 1024
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode
@@ -90,10 +91,16 @@ class Oracle:
         return key_text([row[column] for column in self._root.entity.key])
 
     async def _root_rows(self, match: Match | None) -> AsyncIterator[list[Row]]:
+        """In chunks large enough that a source without an index on a join column is not scanned too often."""
         level = self._root
+        rows: list[Row] = []
         async for batch in level.reader.rows(level.entity.table, level.columns, match, (), None):
-            rows = [dict(zip(level.columns, values, strict=True)) for values in batch]
-            yield [row for row in rows if level.accepts(row)]
+            found = (dict(zip(level.columns, values, strict=True)) for values in batch)
+            rows += [row for row in found if level.accepts(row)]
+            if len(rows) >= ROOT_ROWS:
+                yield rows
+                rows = []
+        yield rows
 
     async def _bundles(self, rows: list[Row]) -> dict[str, bytes]:
         objects = await self._objects(self._root, rows)
