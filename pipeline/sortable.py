@@ -20,7 +20,7 @@ _TEXT = b"\x06"
 _COMPLEMENT = bytes(255 - byte for byte in range(256))
 _ZERO = b"\x80"
 _EXPONENT_BIAS = 1 << 31
-NUMBER_TYPES = ("decimal", "integer", "float", "number")
+NUMBER_TYPES = ("decimal", "numeric", "integer", "float", "number")
 
 
 def encode_value(value: Any) -> bytes:
