@@ -75,6 +75,9 @@ class ContextStream:
 class ContextApp(faust.App):  # type: ignore[misc]
     """Faust's app with what a context needs: its stores, its topics, its marks. Build it with `build_app`."""
 
+    logger = get_logger("mode.ctxpipe")
+    """Faust's own messages about this service, apart from ours."""
+
     context_stream: ContextStream
     stream_settings: StreamSettings
     lane_limits: LaneLimits

@@ -52,13 +52,15 @@ def context_stream(
     config: Config, spec: ContextSpec, on_report: Callable[[BatchReport, float], None] | None = None
 ) -> ContextStream:
     """The topics of the context's entities, and how its stores are opened."""
+    secret = config.mask_secret.get_secret_value().encode() if config.mask_secret is not None else b""
     topics = sorted({table_topic(entity.source, entity.table) for entity in spec.entities.values()})
 
     async def open_context() -> OpenContext:
         stores = await open_stores(redis_settings(config, spec))
         # All workers of a version must compose alike: the first one's choice is kept.
         composition = await stores.serving.composition(default_composition(spec))
-        flow = Flow(compile_plan(spec, composition), stores.rows, stores.relations, stores.bundles)
+        plan = compile_plan(spec, composition, secret)
+        flow = Flow(plan, stores.rows, stores.relations, stores.bundles)
 
         async def promote() -> None:
             await stores.serving.promote(spec.version)

@@ -46,6 +46,9 @@ class Polled:
 class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     """Faust's consumer thread with our settings, and a poll that returns whole batches."""
 
+    logger = get_logger("mode.ctxpipe")
+    """Faust's own messages about this service, apart from ours."""
+
     _positions_at = 0.0
 
     async def poll(self, full: frozenset[TP], timeout_s: float) -> Polled:

@@ -19,6 +19,9 @@ from schemas.record import Record
 
 logger = get_logger(__name__)
 
+LETTERS_TOLD = 3
+"""Of each batch; a topic full of broken records must not fill the disk with log lines."""
+
 Result = TypeVar("Result")
 
 
@@ -81,9 +84,7 @@ class BatchHandler:
     async def _handle(self, batch: RecordBatch, work: Callable[[], Awaitable[BatchReport]]) -> None:
         started_s = self._clock.monotonic_s()
         report = await self._persistently(batch, work)
-        for letter in report.dead_letters:
-            where = f"{letter.record.topic}/{letter.record.partition}@{letter.record.offset}"
-            logger.warning("set aside %s: %s (affects %d bundles)", where, letter.reason, len(letter.bundle_keys))
+        _tell(report.dead_letters)
         if report.dead_letters or report.fan_out:
             await self._persistently(batch, lambda: self._outlet.publish(report))
         if report.applied:
@@ -108,3 +109,11 @@ class BatchHandler:
                     logger.info("%s/%d goes on", *batch.partition)
                 batch.in_outage = False
                 return result
+
+
+def _tell(letters: Sequence[DeadLetter]) -> None:
+    for letter in letters[:LETTERS_TOLD]:
+        where = f"{letter.record.topic}/{letter.record.partition}@{letter.record.offset}"
+        logger.warning("set aside %s: %s (affects %d bundles)", where, letter.reason, len(letter.bundle_keys))
+    if len(letters) > LETTERS_TOLD:
+        logger.warning("set aside %d more of this batch; `ctxpipe dlq` lists them", len(letters) - LETTERS_TOLD)

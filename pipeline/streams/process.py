@@ -8,18 +8,16 @@ import gc
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 from pipeline.core.errors import CtxpipeError
+from pipeline.core.logging import configure
 from pipeline.streams.ending import end_process
 
 PARENT_CHECK_S = 1.0
 STOP_TIMEOUT_S = 20.0
-LOG_FORMAT = "%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
-CHATTY = ("faust", "mode", "aiokafka", "asyncio")
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True)
     parser.add_argument("context")
     chosen = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
-    for name in CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    configure()
+    # aiokafka warns of every leader election and rebalance; what matters of these is logged here.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     _use_uvloop()
     from pipeline.streams.compose import app_of_file
 

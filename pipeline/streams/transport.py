@@ -50,6 +50,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     """Faust's consumer, delivering record batches. It lives in the agents' event loop; Kafka I/O is in its thread."""
 
     _thread: BatchConsumerThread
+    logger = get_logger("mode.ctxpipe")
+    """Faust's own messages about this service, apart from ours."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
