@@ -176,7 +176,8 @@ class _Compiler:
 
     def _column(self, name: str) -> Run:
         self.columns.add(name)
-        if self._types.get(name, "").lower().startswith(NUMBER_TYPES):
+        declared = self._types.get(name, "")
+        if declared.startswith(NUMBER_TYPES) and not declared.endswith("[]"):
             number = values.number
             return lambda row: number(row.get(name))
         return lambda row: row.get(name)

@@ -102,6 +102,7 @@ def test_a_declared_number_compares_as_a_number_though_it_travels_as_text() -> N
     assert compile_expression("price < limit").evaluate(row) is False
     typed = compile_expression("price < limit", {"price": "decimal(10,2)", "limit": "decimal"})
     assert typed.evaluate(row) is True
+    assert compile_expression("length(a)", {"a": "decimal[]"}).evaluate({"a": ["1.0"]}) == 1
 
 
 @pytest.mark.parametrize(
