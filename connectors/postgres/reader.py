@@ -61,8 +61,9 @@ class _Column(NamedTuple):
 class PostgresReader:
     """One database. Values are canonical; opens connections as concurrent calls need them; `close` when done."""
 
-    def __init__(self, dsn: str, name: str = "postgres") -> None:
-        self._dsn, self._name = dsn, name
+    def __init__(self, dsn: str, name: str = "postgres", row_filters: Mapping[str, str] | None = None) -> None:
+        """`row_filters` are the publication's: rows outside them are not captured, so they don't exist here either."""
+        self._dsn, self._name, self._row_filters = dsn, name, dict(row_filters or {})
         self._idle: list[psycopg.AsyncConnection[Values]] = []
         self._tables: dict[str, dict[str, _Column]] = {}
 
@@ -76,7 +77,7 @@ class PostgresReader:
         """See pipeline.ops.reader.TableReader.rows. One repeatable-read cursor per call."""
         known = await self._catalog(table)
         condition, parameters = _condition(table, known, match)
-        query = _select(table, known, columns, match, order, limit, condition)
+        query = _select(self._source(table), table, known, columns, match, order, limit, condition)
         converts = [known[column].convert for column in columns]
         async with (
             self._connection() as connection,
@@ -102,7 +103,10 @@ class PostgresReader:
         texts = [_text(name) for name in names]
         measured = [_measure(known, *measure) for measure in measures]
         query = sql.SQL("SELECT {} FROM {} WHERE {} GROUP BY {}").format(
-            sql.SQL(", ").join([*shown, *measured]), _table(table), condition, sql.SQL(", ").join([*shown, *texts])
+            sql.SQL(", ").join([*shown, *measured]),
+            self._source(table),
+            condition,
+            sql.SQL(", ").join([*shown, *texts]),
         )
         converts = [known[name].convert for name in names] + [_measured(known, *measure) for measure in measures]
         async with self._connection() as connection:
@@ -122,6 +126,12 @@ class PostgresReader:
     async def close(self) -> None:
         while self._idle:
             await self._idle.pop().close()
+
+    def _source(self, table: str) -> sql.Composable:
+        if table not in self._row_filters:
+            return _table(table)
+        condition: Any = self._row_filters[table]  # SQL by contract: the configuration's owner wrote it
+        return sql.SQL("(SELECT * FROM {} WHERE ({})) AS captured").format(_table(table), sql.SQL(condition))
 
     async def _catalog(self, table: str) -> dict[str, _Column]:
         if table not in self._tables:
@@ -198,6 +208,7 @@ def _converted(rows: Sequence[Values], converts: Sequence[Convert]) -> list[Valu
 
 
 def _select(
+    source: sql.Composable,
     table: str,
     known: Mapping[str, _Column],
     columns: Sequence[str],
@@ -210,14 +221,13 @@ def _select(
     terms: sql.Composable = sql.SQL("")
     if order:
         terms = sql.SQL(" ORDER BY ") + sql.SQL(", ").join([_order_term(table, known, text) for text in order])
-    source, where = _table(table), condition
     if limit is None or not match:
-        return sql.SQL("SELECT {} FROM {} WHERE {}{}").format(shown, source, where, terms)
+        return sql.SQL("SELECT {} FROM {} WHERE {}{}").format(shown, source, condition, terms)
     parts = sql.SQL(", ").join([part for column in match for part in (sql.Identifier(column), _text(column))])
     return sql.SQL(
         "SELECT {shown} FROM (SELECT *, row_number() OVER (PARTITION BY {parts}{terms}) AS ctxpipe_rank "
         "FROM {source} WHERE {where}) AS ranked WHERE ctxpipe_rank <= {limit} ORDER BY ctxpipe_rank"
-    ).format(shown=shown, parts=parts, terms=terms, source=source, where=where, limit=sql.Literal(limit))
+    ).format(shown=shown, parts=parts, terms=terms, source=source, where=condition, limit=sql.Literal(limit))
 
 
 def _known(table: str, known: Mapping[str, _Column], column: str) -> str:

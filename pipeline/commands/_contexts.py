@@ -94,8 +94,10 @@ async def open_context(config: Config, spec: ContextSpec, timeout_s: float = 5.0
 
 def make_reader(name: str, source: Mapping[str, Any]) -> Any:
     """The TableReader of a configured source; the composition root is where connectors meet the rest."""
+    from connectors.postgres.config import parse_config
     from connectors.postgres.reader import PostgresReader
 
     if source.get("connector") != "postgres":
         raise ConfigError([f"source {name}: verify cannot read sources of connector {source.get('connector')!r} yet"])
-    return PostgresReader(str(source["dsn"]), name)
+    parsed = parse_config(name, dict(source))
+    return PostgresReader(parsed.dsn.get_secret_value(), name, parsed.row_filters)

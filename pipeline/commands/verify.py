@@ -91,19 +91,12 @@ async def verify_context(
             stack.push_async_callback(readers[name].close)
         answers = await open_context(config, spec)
         stack.push_async_callback(answers.stores.close)
-        oracle = await Oracle.create(spec, readers, mask_secret(config))
+        secret = config.mask_secret.get_secret_value() if config.mask_secret else ""
+        oracle = await Oracle.create(spec, readers, secret.encode())
         for hint in oracle.hints:
             click.echo(f"note: {hint}", err=True)
         topics = await _topics(config, spec)
         return await Verifier(oracle, answers, readers, SystemClock(), replace(settings, topics=topics), progress).run()
-
-
-def mask_secret(config: Config) -> bytes:
-    """The secret of `mask: hash`, where the configuration has one."""
-    secret: Any = getattr(config, "mask_secret", None)
-    if secret is None:
-        return b""
-    return str(secret.get_secret_value() if hasattr(secret, "get_secret_value") else secret).encode()
 
 
 async def _topics(config: Config, spec: ContextSpec) -> dict[str, dict[str, int]]:

@@ -22,8 +22,6 @@ from pipeline.stores.redis_store import open_stores
 from pipeline.stores.store import AppliedPosition
 from schemas.bundle import ROOT_UNIT, Meta, Stored, UnitKey
 
-pytest.importorskip("pipeline.core.config")
-
 CONTEXT = """
 context: thing
 version: 1

@@ -239,6 +239,17 @@ async def test_filters_decide_which_rows_exist(postgres_dsn: str, reader: Postgr
     assert set(await shop(postgres_dsn, reader, {}, entities=entities)) == {"1"}
 
 
+async def test_rows_that_the_publication_leaves_out_do_not_exist(postgres_dsn: str) -> None:
+    run_sql(postgres_dsn, SHOP)
+    filters = {"public.customers": "id < 3", "public.orders": "status = 'paid' OR id = 9"}
+    filtered = PostgresReader(postgres_dsn, "shop", filters)
+    sections = {"counted": orders(aggregates={"n": "count"}), "listed": orders(fields=["id"])}
+    found = await bundles_of(shop_spec(sections), filtered)
+    await filtered.close()
+    assert set(found) == {"1", "2"}
+    assert found["1"] == {"id": 1, "counted": {"n": 3}, "listed": [{"id": 9}, {"id": 10}, {"id": 11}]}
+
+
 async def test_sections_go_several_hops(postgres_dsn: str, reader: PostgresReader) -> None:
     run_sql(postgres_dsn, SHOP + "DELETE FROM orders WHERE id IN (14, 15)")
     spec = ContextSpec.model_validate(

@@ -122,7 +122,8 @@ def configuration(redis_url: str, dsn: str) -> Any:
     return SimpleNamespace(
         redis=SimpleNamespace(url=redis_url, cluster=False, prefix="ctxpipe"),
         kafka=SimpleNamespace(bootstrap_servers="127.0.0.1:1"),
-        sources={"nyc": {"connector": "postgres", "dsn": dsn}},
+        mask_secret=None,
+        sources={"nyc": {"connector": "postgres", "dsn": dsn, "tables": ["public.flights"]}},
     )
 
 
