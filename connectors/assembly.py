@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from connectors.positions import KafkaPositions
 from connectors.postgres.config import PostgresConfig
 from connectors.postgres.snapshot import Progress
-from connectors.postgres.source import PostgresSource
+from connectors.postgres.source import PostgresSource, reset_position
 from connectors.publisher import KafkaSettings, Publisher, TopicPlan
 from connectors.runtime import Attempt
+from pipeline.core.errors import EnvironmentProblem, Retryable
 from schemas.topics import positions_topic
 
 
@@ -30,3 +32,23 @@ def postgres_attempts(
         return Attempt(source, publisher, KafkaPositions(config.name, publisher))
 
     return make
+
+
+async def store_reset(config: PostgresConfig, kafka: KafkaSettings) -> None:
+    """Makes the next start begin anew; see postgres.source.reset_position."""
+    publisher = postgres_publisher(PostgresSource(config), kafka)
+    try:
+        with retryable_is_fatal():
+            await publisher.start()
+        await KafkaPositions(config.name, publisher).save(reset_position())
+    finally:
+        await publisher.stop()
+
+
+@contextmanager
+def retryable_is_fatal() -> Iterator[None]:
+    """For a single try: a server that is away is a person's problem."""
+    try:
+        yield
+    except Retryable as error:
+        raise EnvironmentProblem(str(error)) from error

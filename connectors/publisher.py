@@ -25,7 +25,7 @@ from aiokafka.errors import (
 )
 
 from connectors.partitioner import partition_of
-from connectors.source import EVERY_PARTITION, SourceRecord
+from connectors.source import EVERY_PARTITION, Finding, SourceRecord
 from pipeline.core.errors import EnvironmentProblem, Fatal, Retryable
 from schemas.topics import dead_letter_topic
 
@@ -81,6 +81,7 @@ class Publisher:
         self._dead_letters = dead_letter_topic(source)
         self._topics: dict[str, _Topic] = {}
         self._producer: Any = None
+        self._created: set[str] = set()
         self.dead_letter_count = 0
 
     async def start(self) -> None:
@@ -133,6 +134,8 @@ class Publisher:
         response = await admin.create_topics(new)
         for name, code, *details in response.topic_errors:
             error = for_code(code)
+            if code == 0:
+                self._created.add(name)
             if code != 0 and error is not TopicAlreadyExistsError:
                 reason = details[0] if details and details[0] else error.__name__
                 raise EnvironmentProblem(f"Kafka refuses to create the topic {name}: {reason}")
@@ -220,8 +223,8 @@ class Publisher:
     def _set_aside(self, record: SourceRecord, size: int, limit: int) -> SourceRecord:
         self.dead_letter_count += 1
         reason = (
-            f"The record has {size} bytes, the topic {record.topic} takes {limit}. "
-            "Raise kafka.message_bytes_max and the topic's max.message.bytes, then take a snapshot of the table."
+            f"The record has {size} bytes, ctxpipe and the topic {record.topic} take {limit} (max.message.bytes). "
+            "Make the row smaller, or leave the column out of the publication."
         )
         key = record.key[:4096]
         body = {"reason": reason, "topic": record.topic, "key": key.decode(errors="replace"), "size": size}
@@ -233,6 +236,8 @@ class Publisher:
 
     async def read_latest(self, topic: str, key: bytes) -> bytes | None:
         """The newest value of `key` in partition 0 of a small topic, read from its beginning to its present end."""
+        if topic in self._created:
+            return None
         # earliest, and no seek: a seek races with the consumer's own reset, and could find the topic empty
         consumer = AIOKafkaConsumer(**self._settings.client(), enable_auto_commit=False, auto_offset_reset="earliest")
         latest: bytes | None = None
@@ -249,6 +254,43 @@ class Publisher:
             finally:
                 await consumer.stop()
         return latest
+
+
+async def check_kafka(settings: KafkaSettings, topics: Sequence[str]) -> list[Finding]:
+    """Whether Kafka answers and existing topics fit: compacted, large enough. Raises Retryable when it is away."""
+    admin = AIOKafkaAdminClient(**settings.client())
+    with mapped_errors(settings.bootstrap_servers):
+        try:
+            await admin.start()
+            existing = set(await admin.list_topics())
+            described = [
+                ConfigResource(ConfigResourceType.TOPIC, name, {"cleanup.policy": "", "max.message.bytes": ""})
+                for name in topics
+                if name in existing
+            ]
+            responses = await admin.describe_configs(described) if described else []
+        finally:
+            await admin.close()
+    findings = [Finding("ok", "Kafka", f"{settings.bootstrap_servers} answers")]
+    for response in responses:
+        for _code, _message, _kind, name, entries in response.resources:
+            findings.append(_topic_finding(name, {entry[0]: entry[1] for entry in entries}, settings))
+    new = len(topics) - len(described)
+    if new:
+        findings.append(Finding("ok", "topics", f"{new} will be created with {settings.partitions} partitions"))
+    return findings
+
+
+def _topic_finding(name: str, configs: dict[str, str], settings: KafkaSettings) -> Finding:
+    alter = f"kafka-configs.sh --bootstrap-server {settings.bootstrap_servers} --alter --topic {name} --add-config "
+    if "compact" not in configs.get("cleanup.policy", ""):
+        message = f"cleanup.policy is {configs.get('cleanup.policy')}: rows that do not change would be forgotten"
+        return Finding("unfit", f"topic {name}", message, alter + "cleanup.policy=compact")
+    size = int(configs.get("max.message.bytes", 0))
+    if size < settings.message_bytes_max:
+        message = f"takes records up to {size} bytes; larger rows go to the dead-letter topic"
+        return Finding("note", f"topic {name}", message, alter + f"max.message.bytes={settings.message_bytes_max}")
+    return Finding("ok", f"topic {name}", "compacted")
 
 
 @contextmanager

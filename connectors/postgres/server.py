@@ -31,6 +31,11 @@ class Server:
         self.where = f"Postgres {host}:{port}/{self.database}"
         self.application_name = application_name(source)
 
+    def address_of(self, database: str) -> str:
+        """A dsn of another database of this server; holds the password."""
+        parameters: dict[str, Any] = {**self._parameters, "dbname": database}
+        return make_conninfo(**parameters)
+
     async def connect(self) -> Connection:
         """An ordinary connection, each statement its own transaction."""
         return await self._connect()

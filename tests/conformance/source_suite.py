@@ -86,6 +86,10 @@ class MemorySink:
         return {key: row for key, (_, row) in rows.items() if row is not None}
 
 
+TRUNCATED = "truncated"
+"""Under this key `apply` keeps the newest truncate: whatever is older than it is refused."""
+
+
 def apply(rows: dict[str, tuple[tuple[int, int], dict[str, Any] | None]], record: SourceRecord) -> None:
     """One record on top of what is known, as a consumer that keeps versions would do it."""
     if record.value is None:
@@ -93,9 +97,11 @@ def apply(rows: dict[str, tuple[tuple[int, int], dict[str, Any] | None]], record
     event = msgspec.json.decode(record.value)
     first, second = msgspec.json.decode(event["source"]["sequence"])
     version = (int(first), int(second))
+    floor = rows.get(TRUNCATED, ((0, 0), None))[0]
     if event["op"] == "t":
-        rows.update({key: (version, None) for key, (old, _) in rows.items() if old <= version})
-    elif event["op"] in "crud" and version >= rows.get(record.key.decode(), ((0, 0), None))[0]:
+        rows[TRUNCATED] = (max(floor, version), None)
+        rows.update({key: (version, None) for key, (old, _) in rows.items() if old < version})
+    elif event["op"] in "crud" and version >= max(floor, rows.get(record.key.decode(), ((0, 0), None))[0]):
         rows[record.key.decode()] = (version, event["after"])
 
 

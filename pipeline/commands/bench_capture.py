@@ -1,0 +1,235 @@
+"""`ctxpipe bench capture`: rows per second from Postgres' log to acknowledged in Kafka, beside bare reading."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from connectors.postgres.config import PostgresConfig
+    from connectors.postgres.replication import StreamItem
+    from connectors.publisher import KafkaSettings
+
+SAMPLE_ROWS = 20_000
+TRANSACTION_ROWS = 1_000
+TIMEOUT_S = 600
+BARE_SLOT = "ctxpipe_bench_bare"
+CREATE = """
+CREATE TABLE readings (id bigint PRIMARY KEY, device text NOT NULL, place text, amount numeric(12, 2), quantity int,
+  valid boolean, taken_at timestamptz, score double precision)
+"""
+INSERT = """
+INSERT INTO readings SELECT i, 'device number ' || i, 'a place with a longer name, hall ' || i %% 97, i * 1.25,
+  i %% 1000, i %% 3 = 0, timestamptz '2026-01-01' + i * interval '1.000001 s', i / 7.0::float8
+FROM generate_series(%s::int, %s::int) i
+"""
+
+
+@click.command()
+@click.option("--rows", type=click.IntRange(min=1000), default=300_000, show_default=True)
+@click.option("--dsn", help="A Postgres superuser's address; default: the local stack.")
+@click.option("--kafka", help="host:port; default: the local stack.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line.")
+def command(rows: int, dsn: str | None, kafka: str | None, as_json: bool) -> None:
+    """Insert rows, then read them from the log twice: bare, and through the whole connector into Kafka.
+
+    Takes the local stack if it is up, and otherwise starts one for the time of the measurement.
+    """
+    import asyncio
+    import json
+
+    with _servers(dsn, kafka) as (postgres, bootstrap):
+        result = asyncio.run(measure(postgres, bootstrap, rows))
+    click.echo(
+        f"{result['rows_per_s']:,} rows/s from the log to Kafka, {result['vs_bare_reading']:.0%} of bare reading; "
+        f"limit: {result['limit']}",
+        err=as_json,
+    )
+    if as_json:
+        click.echo(json.dumps(result))
+
+
+@contextmanager
+def _servers(dsn: str | None, kafka: str | None) -> Iterator[tuple[str, str]]:
+    """Addresses of Postgres and Kafka: as given, of the stack that is up, or of one that ends afterwards."""
+    import tempfile
+    from pathlib import Path
+
+    from deploy.local.stack import Stack
+
+    if dsn and kafka:
+        yield dsn, kafka
+        return
+    addresses = {server.name: server.address for server in Stack().status() if server.state == "up"}
+    if {"postgres", "kafka"} <= set(addresses):
+        yield dsn or addresses["postgres"], kafka or addresses["kafka"]
+        return
+    with tempfile.TemporaryDirectory(prefix="ctxpipe-bench-") as directory:
+        Path(directory).chmod(0o755)  # Postgres runs as another user when we are root
+        stack = Stack(Path(directory) / "local")
+        try:
+            addresses = {
+                server.name: server.address for server in stack.up(say=lambda line: click.echo(line, err=True))
+            }
+            yield dsn or addresses["postgres"], kafka or addresses["kafka"]
+        finally:
+            stack.down()
+
+
+async def measure(dsn: str, bootstrap: str, rows: int) -> dict[str, Any]:
+    """What the command prints. Leaves nothing behind but the topics."""
+    from connectors.publisher import KafkaSettings
+
+    kafka = KafkaSettings(bootstrap_servers=bootstrap)
+    async with _database(dsn) as (config, connection):
+        await _prepare(config, kafka, connection, rows)
+        bare_rate, sample = await _bare(config, rows)
+        converting_us = await _converting(config, sample)
+        rate, cpu_share = await _capture(config, kafka, rows)
+    share = {
+        "reading": 1e6 / bare_rate,
+        "converting": converting_us,
+        "publishing": max(0.0, 1e6 / rate - 1e6 / bare_rate - converting_us),
+    }
+    largest = max(share, key=lambda name: share[name])
+    parts = ", ".join(f"{name} {cost:.1f}" for name, cost in share.items())
+    bound = f"the CPU of one process ({cpu_share:.0%} busy)" if cpu_share > 0.8 else "waiting for the servers"
+    return {
+        "rows_per_s": round(rate),
+        "vs_bare_reading": round(rate / bare_rate, 3),
+        "bare_rows_per_s": round(bare_rate),
+        "rows": rows,
+        "cpu_share": round(cpu_share, 2),
+        "us_per_row": {name: round(cost, 2) for name, cost in share.items()},
+        "limit": f"{bound}; µs per row: {parts}; most of it {largest}",
+    }
+
+
+@asynccontextmanager
+async def _database(dsn: str) -> AsyncIterator[tuple[PostgresConfig, Any]]:
+    """A database of its own, with its configuration and a connection; dropped with its slots afterwards."""
+    import os
+    import time
+
+    from connectors.postgres.config import parse_config
+    from connectors.postgres.server import Server, quote_name
+
+    name = f"ctxpipe_bench_{os.getpid()}_{int(time.time()) % 100_000}"
+    admin = await Server(dsn, "bench").connect()
+    try:
+        await admin.execute(f"CREATE DATABASE {quote_name(name)}".encode())
+        own = Server(dsn, "bench").address_of(name)
+        section = {"connector": "postgres", "dsn": own, "tables": ["public.readings"], "snapshot": "never"}
+        connection = await Server(own, "bench").connect()
+        try:
+            yield parse_config(name, section), connection
+        finally:
+            await connection.close()
+            slots = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s"
+            await admin.execute(slots, (name,))
+            await admin.execute(f"DROP DATABASE {quote_name(name)} WITH (FORCE)".encode())
+    finally:
+        await admin.close()
+
+
+async def _prepare(config: PostgresConfig, kafka: KafkaSettings, connection: Any, rows: int) -> None:
+    """Slots first, rows afterwards: both readers find the same log."""
+    import asyncio
+
+    from connectors.assembly import postgres_attempts
+    from connectors.runtime import Runtime
+
+    await connection.execute(CREATE)
+    runtime = Runtime(postgres_attempts(config, kafka))
+    task = asyncio.create_task(runtime.run())
+    await _until(lambda: runtime.statistics.acknowledged >= 2, task)
+    runtime.stop()
+    await task
+    await connection.execute(
+        "SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (BARE_SLOT + config.name[-20:],)
+    )
+    for first in range(0, rows, TRANSACTION_ROWS):
+        await connection.execute(INSERT, (first, min(first + TRANSACTION_ROWS, rows) - 1))
+
+
+async def _bare(config: PostgresConfig, rows: int) -> tuple[float, list[StreamItem]]:
+    """Rows per second of only taking messages off the connection, and the first of them."""
+    import asyncio
+    import time
+
+    from connectors.postgres.replication import ReplicationStream
+    from connectors.postgres.server import Server
+
+    stream = ReplicationStream(Server(config.dsn.get_secret_value(), "bench"), config.queue_bytes_max)
+    sample: list[StreamItem] = []
+    count, started = 0, 0.0
+    async with asyncio.timeout(TIMEOUT_S):
+        await stream.open(BARE_SLOT + config.name[-20:], config.publication, 0)
+        while count < rows:
+            items = await stream.read()
+            started = started or time.perf_counter()
+            count += sum(1 for _, payload in items if payload is not None and payload[:1] == b"I")
+            if len(sample) < SAMPLE_ROWS:
+                sample += items
+        elapsed = time.perf_counter() - started
+        await stream.close()
+    return rows / elapsed, sample
+
+
+async def _converting(config: PostgresConfig, sample: list[StreamItem]) -> float:
+    """Microseconds per row for turning messages into records, without any I/O."""
+    import time
+
+    from connectors.postgres.catalog import Catalog
+    from connectors.postgres.changes import Changes
+    from connectors.postgres.server import Server
+    from connectors.postgres.transactions import StreamedTransactions
+    from connectors.postgres.watermark import TableSnapshots
+
+    catalog = Catalog(Server(config.dsn.get_secret_value(), "bench"))
+    listener = TableSnapshots(config.name, catalog, _never, {}, config.chunk_rows, None)
+    changes = Changes(config.name, config.tables, catalog, StreamedTransactions(1 << 30), listener)
+    try:
+        count, started = 0, time.perf_counter()
+        async for step in changes.translate(sample):
+            count += len(step.records)
+        return (time.perf_counter() - started) / max(count, 1) * 1e6
+    finally:
+        await catalog.close()
+
+
+async def _never(table: str) -> Any:
+    raise AssertionError(f"no snapshot of {table} was asked for")
+
+
+async def _capture(config: PostgresConfig, kafka: KafkaSettings, rows: int) -> tuple[float, float]:
+    """Rows per second through the connector, until Kafka has acknowledged all; and how busy our core was."""
+    import asyncio
+    import time
+
+    from connectors.assembly import postgres_attempts
+    from connectors.runtime import Runtime
+
+    runtime = Runtime(postgres_attempts(config, kafka))
+    task = asyncio.create_task(runtime.run())
+    await _until(lambda: runtime.statistics.records_read > 0, task)
+    before, busy, started = runtime.statistics.records_read, time.process_time(), time.perf_counter()
+    await _until(lambda: runtime.statistics.records_delivered >= rows, task)
+    elapsed = time.perf_counter() - started
+    busy = time.process_time() - busy
+    runtime.stop()
+    await task
+    return (rows - before) / elapsed, busy / elapsed
+
+
+async def _until(reached: Any, task: Any) -> None:
+    import asyncio
+
+    async with asyncio.timeout(TIMEOUT_S):
+        while not reached():
+            if task.done():
+                task.result()
+            await asyncio.sleep(0.001)

@@ -1,0 +1,234 @@
+"""`ctxpipe check`: is everything fit, before anything runs? Every finding says how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from connectors.postgres.config import PostgresConfig
+    from connectors.postgres.fan_out import FanOut
+    from connectors.source import Finding
+    from pipeline.core.config import Config
+    from schemas.context import ContextSpec
+
+UNREACHABLE = "unreachable"
+COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "unfit": "red", UNREACHABLE: "red"}
+PING_TIMEOUT_S = 5.0
+
+
+@click.command()
+@click.argument("source", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--config", "config_path", envvar="CTXPIPE_CONFIG", default="ctxpipe.yaml", show_default=True)
+def command(source: str | None, as_json: bool, config_path: str) -> None:
+    """Examine sources, grants, slots, topics, Kafka, Redis and contexts; SOURCE: only this one.
+
+    Exit code 0: fit; 1: something is unfit; 3: a server can't be reached.
+    """
+    import asyncio
+
+    from pipeline.commands._sources import source_section
+    from pipeline.core.config import load, load_contexts
+
+    config = load(config_path)
+    if source is not None:
+        source_section(config, source)
+    contexts = load_contexts(config)
+    findings, costs = asyncio.run(_check(config, contexts, [source] if source else sorted(config.sources)))
+    _show(findings, costs, as_json)
+    severities = {finding.severity for finding in findings}
+    if UNREACHABLE in severities:
+        click.get_current_context().exit(3)
+    if "unfit" in severities:
+        click.get_current_context().exit(1)
+
+
+async def _check(
+    config: Config, contexts: Mapping[str, ContextSpec], names: list[str]
+) -> tuple[list[Finding], list[dict[str, Any]]]:
+    from pipeline.commands._sources import postgres_config
+    from schemas.topics import table_topic
+
+    findings: list[Finding] = []
+    topics: list[str] = []
+    costs: list[dict[str, Any]] = []
+    for name in names:
+        source = postgres_config(config, name)
+        topics += [table_topic(name, table) for table in source.tables]
+        found = await _check_source(source, contexts)
+        findings += found
+        if all(finding.severity != UNREACHABLE for finding in found):
+            costs += await _costs(source, contexts)
+    findings += await _check_kafka(config, topics)
+    findings.append(_check_redis(str(config.redis.url)))
+    return findings, costs
+
+
+async def _check_source(source: PostgresConfig, contexts: Mapping[str, ContextSpec]) -> list[Finding]:
+    from connectors.postgres.checks import CheckedPostgres
+    from connectors.source import Finding
+    from pipeline.core.errors import EnvironmentProblem, Retryable
+
+    try:
+        findings = await CheckedPostgres(source).check()
+        findings += await _check_contexts(source, contexts.values())
+    except (Retryable, EnvironmentProblem) as error:
+        return [Finding(UNREACHABLE, f"source {source.name}", str(error))]
+    return [Finding(f.severity, f"{source.name}: {f.subject}", f.message, f.mend) for f in findings]
+
+
+async def _check_contexts(source: PostgresConfig, specs: Iterable[ContextSpec]) -> list[Finding]:
+    """Every table and column that a context takes from this source exists and is captured."""
+    from connectors.postgres.checks import missing_column, table_columns
+    from connectors.source import Finding
+    from schemas.context_file import column_uses
+
+    findings = []
+    for spec in specs:
+        entities = {name: entity for name, entity in spec.entities.items() if entity.source == source.name}
+        uses = column_uses(spec)
+        columns = await table_columns(source, sorted({entity.table for entity in entities.values()}))
+        for name, entity in entities.items():
+            existing = columns[entity.table]
+            if entity.table not in source.tables:
+                mend = f"Add it to sources.{source.name}.tables, or mend the context."
+                findings.append(
+                    Finding("unfit", entity.table, f"context {spec.context} needs it, it is not captured", mend)
+                )
+            elif existing is not None:
+                findings += [
+                    missing_column(entity.table, column, existing, [f"{spec.context}: {place}" for place in places])
+                    for column, places in uses.get(name, {}).items()
+                    if column not in existing
+                ]
+    return findings
+
+
+async def _costs(source: PostgresConfig, contexts: Mapping[str, ContextSpec]) -> list[dict[str, Any]]:
+    """For sections left to `auto`: what copying and linking would cost, measured by SQL."""
+    from connectors.postgres.fan_out import measure_fan_out
+    from pipeline.core.errors import CtxpipeError
+
+    rows: list[dict[str, Any]] = []
+    for spec in contexts.values():
+        try:
+            measured = await measure_fan_out(source.dsn.get_secret_value(), spec, source.name)
+        except CtxpipeError as error:
+            click.echo(f"{spec.context}: fan-out can't be measured: {error}", err=True)
+            continue
+        rows += [_cost(spec.context, path, fan_out) for path, fan_out in measured.items()]
+    return rows
+
+
+def _cost(context: str, path: str, fan_out: FanOut) -> dict[str, Any]:
+    return {
+        "context": context,
+        "section": path,
+        "auto": fan_out.composition,
+        "copy_writes_per_change": round(fan_out.average, 2),
+        "copy_writes_per_change_max": fan_out.most,
+        "copy_reads_per_lookup": fan_out.reads_per_lookup("copy"),
+        "link_writes_per_change": fan_out.writes_per_change("link"),
+        "link_reads_per_lookup": fan_out.reads_per_lookup("link"),
+    }
+
+
+async def _check_kafka(config: Config, topics: list[str]) -> list[Finding]:
+    from connectors.publisher import check_kafka
+    from connectors.source import Finding
+    from pipeline.commands._sources import kafka_settings
+    from pipeline.core.errors import Fatal, Retryable
+
+    try:
+        return await check_kafka(kafka_settings(config), topics)
+    except (Retryable, Fatal) as error:
+        return [Finding(UNREACHABLE, "Kafka", str(error), "ctxpipe up, or mend kafka.bootstrap_servers")]
+
+
+def _check_redis(url: str) -> Finding:
+    """A PING over a plain socket, with the password of the address."""
+    import socket
+    import ssl
+    from urllib.parse import unquote, urlsplit
+
+    from connectors.source import Finding
+
+    parts = urlsplit(url)
+    host, port = parts.hostname or "127.0.0.1", parts.port or 6379
+    request = b"PING\r\n"
+    if parts.password:
+        words = [word for word in (unquote(parts.username or ""), unquote(parts.password)) if word]
+        request = b"AUTH " + " ".join(words).encode() + b"\r\n" + request
+    try:
+        with socket.create_connection((host, port), timeout=PING_TIMEOUT_S) as plain:
+            link = (
+                ssl.create_default_context().wrap_socket(plain, server_hostname=host)
+                if parts.scheme == "rediss"
+                else plain
+            )
+            link.sendall(request)
+            answer = link.recv(1000)
+    except OSError as error:
+        mend = "ctxpipe up, or mend redis.url"
+        return Finding(UNREACHABLE, "Redis", f"{host}:{port} can't be reached: {error}", mend)
+    if b"+PONG" in answer:
+        return Finding("ok", "Redis", f"{host}:{port} answers")
+    reason = answer.decode(errors="replace").strip().splitlines()[0] if answer else "no answer"
+    return Finding(UNREACHABLE, "Redis", f"{host}:{port}: {reason}", "Mend user and password in redis.url.")
+
+
+def _show(findings: list[Finding], costs: list[dict[str, Any]], as_json: bool) -> None:
+    import json
+
+    if as_json:
+        shown = [{"severity": f.severity, "subject": f.subject, "message": f.message, "mend": f.mend} for f in findings]
+        fit = not {f.severity for f in findings} & {"unfit", UNREACHABLE}
+        click.echo(json.dumps({"fit": fit, "findings": shown, "sections": costs}))
+        return
+    if click.get_text_stream("stdout").isatty():
+        _tables(findings, costs)
+        return
+    for finding in findings:
+        click.echo(f"{finding.severity:<11} {finding.subject}: {finding.message}")
+        if finding.mend:
+            click.echo(f"{'':<11} mend: {finding.mend}")
+    for cost in costs:
+        click.echo(f"{'section':<11} {_sentence(cost)}")
+
+
+def _sentence(cost: Mapping[str, Any]) -> str:
+    return (
+        f"{cost['context']}.{cost['section']}: auto means {cost['auto']}; copied, a change is "
+        f"{cost['copy_writes_per_change']} writes on average, {cost['copy_writes_per_change_max']} at worst; linked, "
+        "it is 1 write and a lookup 1 more read"
+    )
+
+
+def _tables(findings: list[Finding], costs: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("", "what", "finding", "how to mend it")
+    for finding in findings:
+        colour = COLOURS[finding.severity]
+        cells = (escape(finding.subject), escape(finding.message), escape(finding.mend))
+        table.add_row(f"[{colour}]{finding.severity}[/]", *cells)
+    console = Console()
+    console.print(table)
+    if costs:
+        sections = Table(
+            "section",
+            "auto",
+            "copy: writes per change (most)",
+            "link: writes per change",
+            "link: reads",
+            title="Composition",
+        )
+        for cost in costs:
+            copied = f"{cost['copy_writes_per_change']:,} ({cost['copy_writes_per_change_max']:,})"
+            sections.add_row(f"{cost['context']}.{cost['section']}", cost["auto"], copied, "1", "+1 per lookup")
+        console.print(sections)

@@ -1,0 +1,156 @@
+"""`ctxpipe connect`: runs the connectors of one or all sources until it is told to stop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from connectors.postgres.config import PostgresConfig
+    from connectors.postgres.snapshot import Progress
+    from connectors.publisher import KafkaSettings
+    from connectors.runtime import Runtime
+
+PROGRESS_INTERVAL_S = 5.0
+
+
+@click.command()
+@click.argument("source", required=False)
+@click.option("--all", "every", is_flag=True, help="All sources of the configuration.")
+@click.option("--snapshot", "table", metavar="TABLE", help="Ask the running connector to read TABLE again, and return.")
+@click.option(
+    "--reset", is_flag=True, help="Begin again: new slot, consumers forget all rows, everything is read anew."
+)
+@click.option("--config", "config_path", envvar="CTXPIPE_CONFIG", default="ctxpipe.yaml", show_default=True)
+def command(source: str | None, every: bool, table: str | None, reset: bool, config_path: str) -> None:
+    """Bring the changes of SOURCE into Kafka until SIGTERM or Ctrl-C.
+
+    The first start creates slot and publication and reads all rows. Exit code 0: stopped as asked; 3: something has to
+    be mended first, and the message says what.
+    """
+    import asyncio
+
+    from pipeline.commands._sources import kafka_settings, postgres_config, source_section
+    from pipeline.core.config import load
+
+    if bool(source) == every:
+        raise click.UsageError("give one source, or --all")
+    config = load(config_path)
+    names = sorted(config.sources) if source is None else [source]
+    for name in names:
+        source_section(config, name)
+    parsed = [postgres_config(config, name) for name in names]
+    if table is not None:
+        asyncio.run(_request_snapshot(parsed[0], table))
+        click.echo(f"{table} will be read again by the running connector of {names[0]}")
+        return
+    asyncio.run(_run(parsed, kafka_settings(config), reset))
+
+
+async def _request_snapshot(config: PostgresConfig, table: str) -> None:
+    from connectors.postgres.source import PostgresSource
+    from pipeline.core.errors import ConfigError
+
+    if table not in config.tables:
+        raise ConfigError([f"source {config.name} does not capture {table!r}; it captures {', '.join(config.tables)}"])
+    source = PostgresSource(config)
+    try:
+        await source.request_snapshot(table)
+    finally:
+        await source.close()
+
+
+async def _run(configs: list[PostgresConfig], kafka: KafkaSettings, reset: bool) -> None:
+    """All sources at once; the first that ends for good ends the others, gracefully."""
+    import asyncio
+    import logging
+    import signal
+
+    from connectors.assembly import postgres_attempts, store_reset
+    from connectors.runtime import Runtime, RuntimeSettings
+
+    if not logging.getLogger().handlers:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+        logging.getLogger("aiokafka").setLevel(logging.ERROR)
+    progress = _progress()
+    settings = RuntimeSettings(patient_start=False)
+    if reset:
+        for config in configs:
+            await store_reset(config, kafka)
+    runtimes = [Runtime(postgres_attempts(config, kafka, progress), settings) for config in configs]
+
+    def stop() -> None:
+        for runtime in runtimes:
+            runtime.stop()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    tasks = [asyncio.create_task(runtime.run()) for runtime in runtimes]
+    click.echo(
+        f"connecting {', '.join(config.name for config in configs)} to Kafka at {kafka.bootstrap_servers}", err=True
+    )
+    await _until_all_ended(tasks, runtimes)
+
+
+async def _until_all_ended(tasks: list[Any], runtimes: list[Runtime]) -> None:
+    import asyncio
+
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for runtime in runtimes:
+        runtime.stop()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+def _progress() -> Progress:
+    """A bar per table on a terminal, a log line now and then elsewhere."""
+    import sys
+
+    return _bars() if sys.stderr.isatty() else _lines()
+
+
+def _bars() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    bars = Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    tasks: dict[str, Any] = {}
+
+    def show(table: str, rows: int, estimate: int) -> None:
+        if not tasks:
+            bars.start()
+        if table not in tasks:
+            tasks[table] = bars.add_task(f"reading {table}", total=estimate)
+        bars.update(tasks[table], completed=rows, total=max(estimate, 1))
+        if all(task.finished for task in bars.tasks):
+            bars.stop()
+            tasks.clear()
+
+    return show
+
+
+def _lines() -> Progress:
+    import logging
+    import time
+
+    log = logging.getLogger("ctxpipe.snapshot")
+    shown: dict[str, float] = {}
+
+    def show(table: str, rows: int, estimate: int) -> None:
+        now = time.monotonic()
+        if rows == estimate or now - shown.get(table, 0.0) >= PROGRESS_INTERVAL_S:
+            shown[table] = now
+            log.info("snapshot of %s: %d of about %d rows", table, rows, estimate)
+
+    return show
