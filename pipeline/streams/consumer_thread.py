@@ -6,6 +6,7 @@ Every public method is called from the agents' loop and runs in the thread's loo
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
@@ -86,6 +87,11 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     async def _in_thread(self, work: Coroutine[Any, Any, Result]) -> Result:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.thread_loop))
 
+    async def on_start(self) -> None:
+        await super().on_start()
+        fetcher = self._ensure_consumer()._fetcher
+        fetcher._records = _AsRecords(fetcher._records)
+
     async def _poll(self, full: frozenset[TP], timeout_s: float) -> Polled:
         consumer = self._ensure_consumer()
         fetcher = consumer._fetcher
@@ -105,8 +111,7 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
             logger.warning("fetching failed, trying again: %r", error)
             await asyncio.sleep(ERROR_PAUSE_S)
             return Polled()
-        records = {TP(tp.topic, tp.partition): _converted(found) for tp, found in fetched.items()}
-        return Polled(records, self._positions(consumer))
+        return Polled(fetched, self._positions(consumer))
 
     def _pause_exactly(self, consumer: Any, full: frozenset[TP]) -> None:
         assigned, paused = consumer.assignment(), consumer.paused()
@@ -188,16 +193,17 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         )
 
 
-def _converted(found: list[Any]) -> list[Record]:
-    return [
-        Record(
-            record.topic,
-            record.partition,
-            record.offset,
-            record.key,
-            record.value,
-            record.timestamp or 0,
-            record.headers,
-        )
-        for record in found
-    ]
+class _AsRecords(OrderedDict[Any, Any]):
+    """aiokafka's buffer of fetch results, made to build our records: its own cost more than all the rest of reading."""
+
+    def __setitem__(self, tp: Any, result: Any) -> None:
+        partition_records = getattr(result, "_partition_records", None)
+        if partition_records is not None:
+            partition_records._consumer_record = _record
+        super().__setitem__(tp, result)
+
+
+def _record(tp: Any, found: Any) -> Record:
+    return Record(
+        tp.topic, tp.partition, found.offset, found.key, found.value, found.timestamp or 0, tuple(found.headers)
+    )

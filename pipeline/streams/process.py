@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from pipeline.streams.ending import end_process
 
 PARENT_CHECK_S = 1.0
 STOP_TIMEOUT_S = 20.0
+SWITCH_INTERVAL_S = 0.0005
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # aiokafka warns of every leader election and rebalance; what matters of these is logged here.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     _use_uvloop()
+    # Kafka's thread and the agents' share the interpreter lock: with Python's 5 ms each waits that long for the other.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     from pipeline.streams.compose import app_of_file
 
     try:

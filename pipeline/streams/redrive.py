@@ -1,0 +1,103 @@
+"""Dead letters after the fact: read them, and put their records back where they came from."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.errors import KafkaError
+from aiokafka.structs import TopicPartition
+
+from pipeline.core.errors import EnvironmentProblem
+from pipeline.streams.letters import Letter, decode_letter, original_record
+from pipeline.streams.topics import Topics
+from schemas.record import Record
+
+REQUEST_BYTES_MAX = 64 << 20
+READ_TIMEOUT_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A dead letter and its number, by which a person names it: its offset in the dead-letter topic."""
+
+    number: int
+    letter: Letter
+
+
+class DeadLetterBox:
+    """The dead letters of one context. Every method raises EnvironmentProblem when Kafka does not answer."""
+
+    def __init__(self, bootstrap_servers: str, topic: str) -> None:
+        self._address, self._topic = bootstrap_servers, topic
+
+    async def read(self) -> list[Found]:
+        """All letters, oldest first; none when no worker has made the topic yet."""
+        topics = Topics(self._address, "")
+        try:
+            partitions = (
+                await topics.partitions([self._topic]) if self._topic in await topics.existing() else frozenset()
+            )
+            ends = await topics.end_offsets(partitions) if partitions else {}
+        finally:
+            await topics.stop()
+        found: list[Found] = []
+        for (_, partition), end in sorted(ends.items()):
+            records = await self._records(self._topic, partition, 0, end)
+            found += [Found(record.offset, decode_letter(record.value)) for record in records if record.value]
+        return found
+
+    async def redrive(self, chosen: Sequence[Found]) -> list[str]:
+        """Writes each record again to its topic and partition, in the order of its letters, durable on return. Versions
+        make a repetition harmless. Returns what could not be redriven, a sentence each."""
+        refused: list[str] = []
+        try:
+            async with AIOKafkaProducer(
+                bootstrap_servers=self._address, acks="all", max_request_size=REQUEST_BYTES_MAX
+            ) as producer:
+                for found in chosen:
+                    record = await self._original(found.letter)
+                    if record is None:
+                        refused.append(
+                            f"{found.number}: too big to be kept, and {_place(found.letter)} is gone from Kafka"
+                        )
+                        continue
+                    await producer.send_and_wait(
+                        record.topic, record.value, record.key, record.partition, headers=list(record.headers)
+                    )
+        except KafkaError as error:
+            raise EnvironmentProblem(f"Kafka at {self._address} did not take the records: {error!r}") from error
+        return refused
+
+    async def _original(self, letter: Letter) -> Record | None:
+        """The record as it was; a truncated one from its own topic, as long as that still has it."""
+        if not letter.truncated:
+            return original_record(letter)
+        records = await self._records(letter.topic, letter.partition, letter.offset, letter.offset + 1)
+        if not records or records[0].offset != letter.offset:
+            return None
+        found = records[0]
+        headers = tuple(found.headers)
+        return Record(letter.topic, letter.partition, letter.offset, found.key, found.value, 0, headers)
+
+    async def _records(self, topic: str, partition: int, start: int, end: int) -> list[Any]:
+        tp, found = TopicPartition(topic, partition), []
+        try:
+            async with AIOKafkaConsumer(bootstrap_servers=self._address, group_id=None) as consumer:
+                consumer.assign([tp])
+                first = (await consumer.beginning_offsets([tp]))[tp]
+                consumer.seek(tp, max(start, first))
+                async with asyncio.timeout(READ_TIMEOUT_S):
+                    while await consumer.position(tp) < end:
+                        for records in (await consumer.getmany(timeout_ms=200)).values():
+                            found += [record for record in records if record.offset < end]
+        except (KafkaError, TimeoutError) as error:
+            raise EnvironmentProblem(f"Kafka at {self._address} does not answer: {error!r}") from error
+        return found
+
+
+def _place(letter: Letter) -> str:
+    return f"{letter.topic}/{letter.partition}@{letter.offset}"
