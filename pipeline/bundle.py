@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import msgspec
 
+from pipeline.counters import COUNT_OFFSET, ROWS, split_counter_field
 from pipeline.exact import quotient, total_of
 from pipeline.plan import AggregatePlan, Node, Plan, plain_number
-from pipeline.relations import COUNT_OFFSET, split_counter_field
-from pipeline.sortable import encode_descending, encode_value, entry_payload
+from pipeline.sortable import encode_descending, encode_value, entry_payload, typed
 from pipeline.stores.store import RelationRead, RelationView, StoredRow
 from schemas.bundle import FragmentReference, Meta, SourceState, UnitKey
 
 _ENCODE = msgspec.json.Encoder(decimal_format="number").encode
 _DECODE = msgspec.json.Decoder().decode
 _EMPTY_VIEW = RelationView()
-_ROWS_FIELD = COUNT_OFFSET + 127
+_ROWS_FIELD = COUNT_OFFSET + ROWS
 
 RowKey = tuple[str, str]
 
@@ -140,10 +141,10 @@ class _Rendering:
         if not body or (self.key.unit and body == empty_bytes(self.node) and not self.references):
             return None, b""
         digest = hashlib.blake2b(body, digest_size=16)
-        for reference in self.references:
-            digest.update(f"{reference.offset}:{reference.unit}:{reference.key}\n".encode())
-        spec_version = self.assembly.plan.spec.version
-        return Meta(digest.hexdigest(), spec_version, dict(sorted(self.sources.items())), self.references), body
+        if self.references:
+            digest.update(_ENCODE(self.references))
+        sources = self.sources if len(self.sources) < 2 else dict(sorted(self.sources.items()))
+        return Meta(digest.hexdigest(), self.assembly.plan.spec.version, sources, self.references), body
 
     def _object(self, node: Node, row: StoredRow) -> None:
         self._note(node, row)
@@ -151,19 +152,20 @@ class _Rendering:
         self.body += _ENCODE(node.fields(values))
         if not node.children:
             return
-        del self.body[-1:]
-        separator = b"," if len(self.body) > 1 and self.body[-1] != 0x7B else b""
+        body = self.body
+        del body[-1:]
+        first = body[-1] == 0x7B  # no fields before it
         for child in node.children:
-            self.body += b'%b"%b":' % (separator, child.name.encode())
-            separator = b","
+            body += child.opening[1:] if first else child.opening
+            first = False
             link = child.join(values)
             if child.linked:
-                self.references.append(FragmentReference(len(self.body), child.unit, link))
+                self.references.append(FragmentReference(len(body), child.unit, link))
             elif link is None:
-                self.body += empty_bytes(child)
+                body += empty_bytes(child)
             else:
                 self._section(child, link)
-        self.body += b"}"
+        body += b"}"
 
     def _section(self, node: Node, link: str) -> None:
         if node.leaf:
@@ -198,7 +200,7 @@ class _Rendering:
 
     def _note(self, node: Node, row: StoredRow) -> None:
         known = self.sources.get(node.table.source)
-        if known is None or (row.version, row.commit_time_us) > (known.version, known.commit_time_us):
+        if known is None or row.version > known.version:
             self.sources[node.table.source] = SourceState(row.version, row.commit_time_us)
 
 
@@ -234,15 +236,19 @@ def _aggregated(node: Node, view: RelationView) -> Any:
 
 def _group_order(node: Node, row: dict[str, Any], values: list[Any]) -> bytes:
     assert node.section is not None
-    order = b""
+    types, order = node.table.types, b""
     for text in node.section.order_by:
         name = text.removeprefix("-")
-        order += (encode_descending if text.startswith("-") else encode_value)(_number_or_value(row[name]))
+        aggregate = node.section.aggregates.get(name)
+        column = name if aggregate is None else aggregate.column
+        # Counts and sums are numbers already; the least, greatest and latest keep their column's type.
+        encode = typed(encode_descending if text.startswith("-") else encode_value, types.get(column or ""))
+        order += encode(_number_or_value(row[name]))
     return order + b"".join(map(encode_value, values))
 
 
 def _number_or_value(value: Any) -> Any:
-    return _DECODE(bytes(value)) if isinstance(value, msgspec.Raw) else value
+    return Decimal(bytes(value).decode()) if isinstance(value, msgspec.Raw) else value
 
 
 def _rows(counters: dict[int, dict[int, int]]) -> int:

@@ -29,7 +29,7 @@ class FlowLimits:
 
     parent_children_max: int = 1000
     chunk_keys: int = 500
-    assembly_keys: int = 1000
+    assembly_keys: int = 4000
     dead_letter_keys_max: int = 100
 
 

@@ -17,6 +17,7 @@ import msgspec
 
 from pipeline import sortable
 from pipeline.core.errors import ConfigError
+from pipeline.counters import COUNT_OFFSET, ROWS, counter_field
 from pipeline.masks import mask
 from schemas.bundle import ROOT_UNIT
 from schemas.context import Aggregate, ContextSpec, FieldSpec, Section
@@ -86,7 +87,8 @@ class RelationPlan:
     accept: Predicate | None = None
     orders: tuple[OrderPlan, ...] = ()
     group: tuple[int, ...] = ()
-    counters: tuple[CounterPlan, ...] = ()
+    counters: tuple[tuple[CounterPlan, bytes], ...] = ()
+    """Each with the end of its field that counts rows."""
 
     @property
     def plain(self) -> bool:
@@ -120,6 +122,7 @@ class Node:
     children: list[Node] = field(default_factory=list)
     join: JoinText = field(default=lambda values: None)
     by_key: bool = False
+    opening: bytes = b""
     relation: RelationPlan | None = None
     parent_relation: RelationPlan | None = None
     aggregates: list[AggregatePlan] = field(default_factory=list)
@@ -248,6 +251,7 @@ class _Compiler:
             accept = _both(self._predicate(table, entity.filter), self._predicate(table, section.filter))
             node = Node(path, name, table, parent, section, linked, path if linked else parent.unit, accept)
             node.fields = self._fields(table, section.fields)
+            node.opening = b',"%b":' % name.encode()
             parent.children.append(node)
             self._add(node)
             self._sections(node, section.entity, section.sections)
@@ -317,7 +321,8 @@ class _Compiler:
                 counters.append(CounterPlan(identifier, spec.function, column, where))
             node.aggregates.append(AggregatePlan(name, spec, identifier, top))
         counters.append(CounterPlan(ROWS, "count", None, None))
-        relation.orders, relation.counters = tuple(orders), tuple(counters)
+        fields = (counter_field(b"", COUNT_OFFSET + counter.identifier) for counter in counters)
+        relation.orders, relation.counters = tuple(orders), tuple(zip(counters, fields, strict=True))
 
     def _sort_column(self, table: TablePlan, text: str) -> tuple[int, Callable[[Any], bytes]]:
         column = text.removeprefix("-")
@@ -348,10 +353,6 @@ class _Compiler:
         if spec.mask is not None:
             getter = _masked(getter, spec.mask, self.mask_secret)
         return _defaulted(getter, spec.default) if spec.default is not None else getter
-
-
-ROWS = 127
-"""Identifier of the counter that counts all rows of a group."""
 
 
 def _plain_column(table: TablePlan, spec: FieldSpec) -> int | None:

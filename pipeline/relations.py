@@ -9,17 +9,14 @@ from typing import Any
 import msgspec
 
 from pipeline import sortable
+from pipeline.counters import counter_field
 from pipeline.exact import limbs_of, number_of
 from pipeline.plan import CounterPlan, OrderPlan, RelationPlan, TablePlan, Values
 from pipeline.stores.store import Contribution, Membership
 
 Links = tuple[str | None, ...]
 
-COUNT_OFFSET = 128
-"""A counter's identifier plus this is the field of its number of rows; the identifier alone, of its sum's limbs."""
-
 _MEMBER = Contribution()
-_LIMB_BIAS = 0x8000
 _DISTINCT_VALUE_BYTES_MAX = 64
 
 
@@ -58,8 +55,8 @@ def contribution_of(table: TablePlan, relation: RelationPlan, key: str, values: 
     entries = [_entry(table, order, group, key, values) for order in relation.orders]
     counters: list[tuple[bytes, int]] = []
     distincts: list[tuple[bytes, bytes]] = []
-    for counter in relation.counters:
-        _count(counter, group, values, counters, distincts)
+    for counter, suffix in relation.counters:
+        _count(counter, group, group + suffix, values, counters, distincts)
     return Contribution(entries, counters, distincts)
 
 
@@ -68,22 +65,14 @@ def group_prefix(values: list[Any]) -> bytes:
     return msgspec.json.encode(values)
 
 
-def counter_field(group: bytes, identifier: int, limb: int = 0) -> bytes:
-    """Group, then one byte for the counter and two for the limb."""
-    return b"%b%c%b" % (group, identifier, (limb + _LIMB_BIAS).to_bytes(2, "big"))
-
-
-def split_counter_field(field: bytes) -> tuple[bytes, int, int]:
-    """(group, identifier, limb)."""
-    return field[:-3], field[-3], int.from_bytes(field[-2:], "big") - _LIMB_BIAS
-
-
 def _entry(table: TablePlan, order: OrderPlan, group: bytes, key: str, values: Values) -> bytes | None:
     if order.where is not None and not order.where(values):
         return None
     if order.skip_null and values[order.columns[0][0]] is None:
         return None
-    prefix = group + b"".join([encode(values[position]) for position, encode in order.columns])
+    prefix = group
+    for position, encode in order.columns:
+        prefix += encode(values[position])
     payload = key.encode() if order.payload is None else order.payload(values)
     return sortable.make_entry(prefix, table.key_values(values), payload)
 
@@ -91,6 +80,7 @@ def _entry(table: TablePlan, order: OrderPlan, group: bytes, key: str, values: V
 def _count(
     counter: CounterPlan,
     group: bytes,
+    field: bytes,
     values: Values,
     counters: list[tuple[bytes, int]],
     distincts: list[tuple[bytes, bytes]],
@@ -100,7 +90,6 @@ def _count(
     value = values[counter.column] if counter.column is not None else True
     if value is None:
         return
-    field = counter_field(group, COUNT_OFFSET + counter.identifier)
     if counter.function == "count_distinct":
         distincts.append((counter_field(group, counter.identifier) + _distinct_text(value), field))
         return

@@ -80,6 +80,8 @@ class Aggregate(Part):
     def _complete(self) -> Aggregate:
         if self.function not in ("count", "share") and self.column is None:
             raise ValueError(f"{self.function} needs a column, e.g. {{{self.function}: amount}}")
+        if self.function == "share" and (self.where is not None or self.column is not None):
+            raise ValueError("share takes neither column nor where: it is the group's part of all rows")
         if self.function == "latest" and self.by is None:
             raise ValueError("latest needs 'by', the column that says which row is the latest")
         return self
