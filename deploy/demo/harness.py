@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -52,6 +52,11 @@ class Harness:
         found = {status.name: status.address for status in self.stack.up(fresh=fresh, say=say)}
         self.addresses = Addresses(found["kafka"], found["postgres"], found["redis"])
         return self.addresses
+
+    def use_redis(self, url: str) -> None:
+        """Another way to Redis than the server's own address, e.g. through a proxy."""
+        assert self.addresses is not None, "up() comes first"
+        self.addresses = replace(self.addresses, redis=url)
 
     @property
     def dsn(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ from pipeline.stores.store import AppliedPosition, Fetched, Partition
 from schemas.bundle import ROOT_UNIT, Stored, UnitKey, decode_stored, encode_stored
 
 _DELETION_REMEMBERED_S = 86_400
+_REMEMBERED_NAMES = 50_000
 _DECODE_POSITION = msgspec.json.Decoder(AppliedPosition).decode
 
 
@@ -20,6 +22,7 @@ class RedisBundles:
 
     def __init__(self, client: RedisClient) -> None:
         self.client = client
+        self._rest = lru_cache(_REMEMBERED_NAMES)(self._make_rest)
 
     async def mark_dirty(self, keys: Sequence[UnitKey]) -> list[int]:
         groups: dict[int, tuple[list[int], list[str]]] = {}
@@ -91,16 +94,16 @@ class RedisBundles:
         return await self.client.call([("value", [name], []) for name in names])
 
     def _name(self, key: UnitKey) -> str:
-        return self.client.base + self._rest(key)
+        return self.client.base + self._make_rest(key.unit, key.key)
 
-    def _rest(self, key: UnitKey) -> str:
-        return f"{{{self.client.bucket(key.key)}}}:b:{key.unit}:{key.key}"
+    def _make_rest(self, unit: str, key: str) -> str:
+        return f"{{{self.client.bucket(key)}}}:b:{unit}:{key}"
 
     def _encode(self, stored: Stored) -> bytes:
         """The header also names the fragments' keys, so that one call on the server can read them too."""
         if stored.meta is None or not stored.meta.fragments:
             return encode_stored(stored)
-        names = [self._rest(UnitKey(unit, key)) for unit, key in _wanted(stored)]
+        names = [self._rest(unit, key) for unit, key in _wanted(stored)]
         value = encode_stored(stored)
         end = value.index(b"\n")
         return b'%b,"keys":%b}%b' % (value[: end - 1], msgspec.json.encode(names), value[end:])

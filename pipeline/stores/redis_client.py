@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib import resources
 from typing import Any
 from zlib import crc32
@@ -21,6 +22,7 @@ from pipeline.core.errors import CtxpipeError, EnvironmentProblem, Fatal, Retrya
 Call = tuple[str, list[Any], Sequence[Any]]
 """(function name, keys, arguments)."""
 
+_REMEMBERED_KEYS = 50_000
 _SOURCE = resources.files("pipeline.stores").joinpath("functions.lua").read_text()
 _SUFFIX = hashlib.sha256(_SOURCE.encode()).hexdigest()[:10]
 _LIBRARY = f"#!lua name=ctxpipe_{_SUFFIX}\n" + _SOURCE.replace("@", _SUFFIX)
@@ -56,11 +58,11 @@ class RedisClient:
         else:
             # A repeated increment or put is harmless, but a retry would hide that another process answers now.
             self.connection = Redis.from_url(settings.url, retry=Retry(NoBackoff(), 0), **options)
+        # Keys come again and again (airlines, airports): remembering their bucket is cheaper than the checksum.
+        buckets = settings.buckets
+        self.bucket = lru_cache(_REMEMBERED_KEYS)(lambda text: crc32(text.encode()) % buckets)
         self.round_trips = 0
         self.commands = 0
-
-    def bucket(self, text: str) -> int:
-        return crc32(text.encode()) % self.settings.buckets
 
     def key(self, bucket: int, rest: str) -> str:
         return f"{self.base}{{{bucket}}}:{rest}"
