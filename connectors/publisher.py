@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -103,6 +103,9 @@ class Publisher:
             try:
                 await asyncio.wait_for(producer.stop(), timeout=5)
             except (TimeoutError, KafkaError):
+                # Kafka is away: the sender would wait for it for ever
+                with suppress(TimeoutError, KafkaError):
+                    await asyncio.wait_for(producer._sender.close(), timeout=2)
                 await producer.client.close()
 
     async def _ensure_topics(self) -> None:

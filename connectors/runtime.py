@@ -67,6 +67,7 @@ class Statistics(msgspec.Struct):
 
     records_read: int = 0
     records_delivered: int = 0
+    bytes_delivered: int = 0
     bytes_in_flight: int = 0
     retries: int = 0
     acknowledged: int = 0
@@ -94,6 +95,8 @@ class Runtime:
         self._random = randomness or random.Random()
         self._stopping = asyncio.Event()
         self.statistics = Statistics()
+        self.source: Source | None = None
+        """The source of the present attempt, for those who ask it for its lag."""
 
     def stop(self) -> None:
         """Asks `run` to finish: what has been read is published and acknowledged first."""
@@ -103,7 +106,9 @@ class Runtime:
         """Returns after `stop`. A Retryable error closes everything, waits with jitter and starts again."""
         delay_s = self._settings.retry_delay_s
         while not self._stopping.is_set():
-            attempt = _Run(await self._make(), self._settings, self.statistics, self._clock, self._stopping)
+            made = await self._make()
+            self.source = made.source
+            attempt = _Run(made, self._settings, self.statistics, self._clock, self._stopping)
             try:
                 await attempt.run()
                 return
@@ -216,6 +221,7 @@ class _Run:
             self._room.set()
             statistics = self._statistics
             statistics.records_delivered += len(batch.records)
+            statistics.bytes_delivered += batch.bytes_total
             statistics.bytes_in_flight = self._bytes
             statistics.newest_commit_time_us = max(statistics.newest_commit_time_us, batch.commit_time_us)
 

@@ -7,6 +7,7 @@ without I/O, for thousands of rows at a time.
 from __future__ import annotations
 
 import base64
+import logging
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -31,6 +32,8 @@ from connectors.source import EVERY_PARTITION, SourceRecord
 from pipeline.core.errors import Fatal, Poison
 from schemas.topics import HEARTBEAT_PREFIX, dead_letter_topic, message_topic, table_topic
 
+log = logging.getLogger(__name__)
+
 RECORDS_MAX = 2000
 """Records per step while a large transaction is replayed."""
 
@@ -44,6 +47,13 @@ class Step(msgspec.Struct):
     records: list[SourceRecord]
     lsn: int
     commit_time_us: int
+
+
+class _Heartbeat(msgspec.Struct):
+    """What postgres/heartbeat.py writes."""
+
+    source: str
+    ts_us: int
 
 
 class Listener(Protocol):
@@ -200,10 +210,14 @@ class Changes:
 
     def _heartbeat(self, message: pgoutput.LogicalMessage, moment: Moment) -> None:
         """Everything committed before it has been passed on: every partition of every table gets to know."""
-        content = msgspec.json.decode(message.content)
-        if content.get("source") != self._source:
+        try:
+            beat = msgspec.json.decode(message.content, type=_Heartbeat)
+        except msgspec.DecodeError as error:
+            log.warning("a heartbeat that can't be read (%s) is ignored", error)
             return
-        value = self._message_value(message, moment, content["ts_us"])
+        if beat.source != self._source:
+            return
+        value = self._message_value(message, moment, beat.ts_us)
         self._records.extend(
             SourceRecord(topic, HEARTBEAT_KEY, value, partition=EVERY_PARTITION) for topic in self._topics
         )

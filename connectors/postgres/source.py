@@ -73,8 +73,6 @@ class PostgresSource:
 
     async def read(self) -> Batch:
         assert self._batches is not None, "open first"
-        if self._snapshots is not None:
-            self._snapshots.check()
         return await anext(self._batches)
 
     async def acknowledge(self, position: Position) -> None:
@@ -192,7 +190,13 @@ class PostgresSource:
 
     async def _streaming(self, lsn: int, pending: dict[str, TableProgress]) -> AsyncIterator[Batch]:
         self._snapshots = snapshots = TableSnapshots(
-            self.name, self._catalog, self._capture, pending, self.config.chunk_rows, self._progress
+            self.name,
+            self._catalog,
+            self.config.tables,
+            self._capture,
+            pending,
+            self.config.chunk_rows,
+            self._progress,
         )
         changes = Changes(self.name, self.config.tables, self._catalog, self._transactions, snapshots)
 
@@ -207,6 +211,8 @@ class PostgresSource:
         while True:
             items = await self._stream.read()
             snapshots.check()
+            if self._heartbeat.done():
+                self._heartbeat.result()  # ended by something that is not just a server away
             async for step in changes.translate(items):
                 moved = step.lsn > reached
                 reached = max(reached, step.lsn)

@@ -8,9 +8,10 @@ stands in the stream, with its LSN: whatever is older in the stream has come bef
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -27,6 +28,8 @@ from connectors.postgres.snapshot import Captured, Progress
 from connectors.source import SourceRecord
 from pipeline.core.errors import CtxpipeError
 
+log = logging.getLogger(__name__)
+
 RECENT_COMMITS_MAX = 20_000
 """Remembered to recognise a chunk that was read before a transaction, streamed already, became visible."""
 
@@ -40,6 +43,15 @@ class TableProgress(msgspec.Struct):
     after: KeyTexts | None = None
     until: KeyTexts | None = None
     rows: int = 0
+
+
+class _Signal(msgspec.Struct):
+    """The content of our logical messages; `kind` and `mark` are the watermarks'."""
+
+    source: str
+    table: str
+    kind: str = ""
+    mark: str = ""
 
 
 class _Chunk(msgspec.Struct):
@@ -66,6 +78,7 @@ class TableSnapshots:
         self,
         source: str,
         catalog: Catalog,
+        tables: Collection[str],
         describe: Callable[[str], Awaitable[Captured]],
         pending: dict[str, TableProgress],
         chunk_rows: int,
@@ -75,6 +88,7 @@ class TableSnapshots:
         self.watching = False
         self._source = source
         self._catalog = catalog
+        self._tables = tables
         self._describe = describe
         self._chunk_rows = chunk_rows
         self._progress = progress
@@ -116,18 +130,22 @@ class TableSnapshots:
         self._recent.append((xid, lsn))
 
     def message(self, prefix: str, content: bytes, lsn: int) -> Iterable[SourceRecord]:
-        body = msgspec.json.decode(content)
-        if body.get("source") != self._source:
+        try:
+            body = msgspec.json.decode(content, type=_Signal)
+        except msgspec.DecodeError as error:
+            log.warning("a message with prefix %s that can't be read (%s) is ignored", prefix, error)
+            return []
+        if body.source != self._source or body.table not in self._tables:
             return []
         if prefix == SNAPSHOT_PREFIX:
-            self.pending.setdefault(body["table"], TableProgress())
+            self.pending.setdefault(body.table, TableProgress())
             self._wanted.set()
             return []
-        if body["kind"] == "low":
-            self._low = (body["mark"], body["table"], lsn)
+        if body.kind == "low":
+            self._low = (body.mark, body.table, lsn)
             self._touched, self._truncated, self.watching = set(), False, True
             return []
-        return self._pass_on(body["mark"], lsn)
+        return self._pass_on(body.mark, lsn)
 
     def _pass_on(self, mark: str, lsn: int) -> list[SourceRecord]:
         """The high watermark: what is left of the chunk is as of here."""

@@ -190,7 +190,7 @@ async def _converting(config: PostgresConfig, sample: list[StreamItem]) -> float
     from connectors.postgres.watermark import TableSnapshots
 
     catalog = Catalog(Server(config.dsn.get_secret_value(), "bench"))
-    listener = TableSnapshots(config.name, catalog, _never, {}, config.chunk_rows, None)
+    listener = TableSnapshots(config.name, catalog, [], _never, {}, config.chunk_rows, None)
     changes = Changes(config.name, config.tables, catalog, StreamedTransactions(1 << 30), listener)
     try:
         count, started = 0, time.perf_counter()

@@ -22,8 +22,11 @@ PROGRESS_INTERVAL_S = 5.0
 @click.option(
     "--reset", is_flag=True, help="Begin again: new slot, consumers forget all rows, everything is read anew."
 )
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve /metrics there; 0 takes a free port.")
 @click.option("--config", "config_path", envvar="CTXPIPE_CONFIG", default="ctxpipe.yaml", show_default=True)
-def command(source: str | None, every: bool, table: str | None, reset: bool, config_path: str) -> None:
+def command(
+    source: str | None, every: bool, table: str | None, reset: bool, metrics_port: int | None, config_path: str
+) -> None:
     """Bring the changes of SOURCE into Kafka until SIGTERM or Ctrl-C.
 
     The first start creates slot and publication and reads all rows. Exit code 0: stopped as asked; 3: something has to
@@ -45,7 +48,7 @@ def command(source: str | None, every: bool, table: str | None, reset: bool, con
         asyncio.run(_request_snapshot(parsed[0], table))
         click.echo(f"{table} will be read again by the running connector of {names[0]}")
         return
-    asyncio.run(_run(parsed, kafka_settings(config), reset))
+    asyncio.run(_run(parsed, kafka_settings(config), reset, metrics_port))
 
 
 async def _request_snapshot(config: PostgresConfig, table: str) -> None:
@@ -61,18 +64,21 @@ async def _request_snapshot(config: PostgresConfig, table: str) -> None:
         await source.close()
 
 
-async def _run(configs: list[PostgresConfig], kafka: KafkaSettings, reset: bool) -> None:
+async def _run(configs: list[PostgresConfig], kafka: KafkaSettings, reset: bool, metrics_port: int | None) -> None:
     """All sources at once; the first that ends for good ends the others, gracefully."""
     import asyncio
-    import logging
     import signal
 
     from connectors.assembly import postgres_attempts, store_reset
+    from connectors.reporting import report
     from connectors.runtime import Runtime, RuntimeSettings
+    from pipeline.core import logging as logs
+    from pipeline.core import metrics
+    from pipeline.core.clock import SystemClock
 
-    if not logging.getLogger().handlers:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-        logging.getLogger("aiokafka").setLevel(logging.ERROR)
+    logs.configure()
+    if metrics_port is not None:
+        click.echo(f"metrics at port {metrics.serve(metrics_port)}", err=True)
     progress = _progress()
     settings = RuntimeSettings(patient_start=False)
     if reset:
@@ -91,7 +97,13 @@ async def _run(configs: list[PostgresConfig], kafka: KafkaSettings, reset: bool)
     click.echo(
         f"connecting {', '.join(config.name for config in configs)} to Kafka at {kafka.bootstrap_servers}", err=True
     )
-    await _until_all_ended(tasks, runtimes)
+    pairs = zip(configs, runtimes, strict=True)
+    reports = [asyncio.create_task(report(config.name, runtime, SystemClock())) for config, runtime in pairs]
+    try:
+        await _until_all_ended(tasks, runtimes)
+    finally:
+        for task in reports:
+            task.cancel()
 
 
 async def _until_all_ended(tasks: list[Any], runtimes: list[Runtime]) -> None:

@@ -221,3 +221,32 @@ async def test_bench_capture_runs_small(
 
     result = await bench_capture.measure(postgres_server, kafka_bootstrap, 3000)
     assert result["rows_per_s"] > 0 and result["vs_bare_reading"] > 0 and result["limit"]
+
+
+async def test_kafka_and_postgres_come_back(
+    make_config: MakeConfig,
+    run_command: Callable[..., Command],
+    make_kafka: Callable[..., Any],
+    make_postgres: Callable[..., Any],
+) -> None:
+    kafka, postgres = make_kafka(), make_postgres()
+    name, path = make_config(kafka=kafka.address, dsn=postgres.address)
+    async with PostgresHarness(postgres.address) as harness:
+        await harness.write("INSERT INTO {table} SELECT i, 'row ' || i FROM generate_series(1, 100) i")
+        command = await run_command("connect", name, "--config", str(path)).start()
+        await eventually(lambda: fold(kafka.address, name), lambda rows: len(rows) == 100, timeout_s=60)
+        await asyncio.to_thread(kafka.kill)
+        await harness.write("UPDATE {table} SET v = 'while Kafka was away'")
+        await asyncio.to_thread(kafka.start)
+
+        async def equal() -> bool:
+            assert command.process is not None and command.process.returncode is None, command.output
+            return await fold(kafka.address, name) == await harness.rows()
+
+        await eventually(equal, timeout_s=90, what="equal after Kafka came back")
+    await asyncio.to_thread(postgres.restart)
+    async with PostgresHarness(postgres.address, "SELECT 1") as harness:
+        await harness.write("DELETE FROM {table} WHERE id > 50")
+        await eventually(lambda: fold(kafka.address, name), lambda rows: len(rows) == 50, timeout_s=90)
+        command.send(signal.SIGTERM)
+        assert await command.ended() == 0 and "Traceback" not in command.output, command.output

@@ -1,0 +1,39 @@
+"""Shows a running connector in the metrics: what was read and published, what waits, how old, how far behind."""
+
+from __future__ import annotations
+
+from connectors.runtime import Runtime
+from connectors.source import Lag
+from pipeline.core import metrics
+from pipeline.core.clock import Clock
+from pipeline.core.errors import CtxpipeError
+
+REPORT_INTERVAL_S = 2.0
+LAG_EVERY = 5
+"""The server is asked for the lag at every fifth report."""
+
+
+async def report(name: str, runtime: Runtime, clock: Clock, interval_s: float = REPORT_INTERVAL_S) -> None:
+    """Runs until cancelled."""
+    reports, records, published, retries = 0, 0, 0, 0
+    while True:
+        statistics = runtime.statistics
+        metrics.connector_published_records.labels(name).inc(statistics.records_delivered - records)
+        metrics.connector_published_bytes.labels(name).inc(statistics.bytes_delivered - published)
+        metrics.connector_reconnects.labels(name).inc(statistics.retries - retries)
+        records, published, retries = statistics.records_delivered, statistics.bytes_delivered, statistics.retries
+        metrics.connector_queue_bytes.labels(name).set(statistics.bytes_in_flight)
+        if statistics.newest_commit_time_us:
+            age_s = (clock.now_us() - statistics.newest_commit_time_us) / 1_000_000
+            metrics.connector_commit_age_seconds.labels(name).set(age_s)
+        if reports % LAG_EVERY == LAG_EVERY - 1 and statistics.acknowledged and isinstance(runtime.source, Lag):
+            await _report_lag(name, runtime.source)
+        reports += 1
+        await clock.sleep(interval_s)
+
+
+async def _report_lag(name: str, source: Lag) -> None:
+    try:
+        metrics.connector_position_lag_bytes.labels(name).set((await source.lag()).unconfirmed_bytes)
+    except CtxpipeError:
+        return  # the source is away: the runtime says so and starts again
