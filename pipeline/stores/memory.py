@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from pipeline.stores.store import (
     AppliedPosition,
     Contribution,
@@ -231,7 +233,11 @@ class MemoryMarks:
         return {partition: self.offsets.get(partition, 0) for partition in partitions}
 
     async def write_applied(self, positions: Mapping[Partition, AppliedPosition]) -> None:
-        self.applied.update(positions)
+        for partition, position in positions.items():
+            known = self.applied.get(partition)
+            if not position.commit_time_us and known is not None:
+                position = msgspec.structs.replace(known, offset=position.offset)
+            self.applied[partition] = position
 
     async def read_applied(self) -> dict[Partition, AppliedPosition]:
         return dict(self.applied)

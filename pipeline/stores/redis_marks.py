@@ -17,6 +17,7 @@ class RedisMarks:
     def __init__(self, client: RedisClient) -> None:
         self.client = client
         self._run_ids: list[bytes] = []
+        self._applied: dict[Partition, AppliedPosition] = {}
 
     async def write_marks(self, offsets: Mapping[Partition, int]) -> None:
         if not self._run_ids:
@@ -38,19 +39,24 @@ class RedisMarks:
         buckets = range(self.client.settings.buckets)
         answers = await self.client.call([("marks", [self.client.key(bucket, "m")], names) for bucket in buckets])
         self._run_ids = [answer[0] for answer in answers]
+        self._applied.clear()
         smallest = {}
         for number, partition in enumerate(partitions):
             smallest[partition] = min(int(answer[1][number] or 0) for answer in answers)
         return smallest
 
     async def write_applied(self, positions: Mapping[Partition, AppliedPosition]) -> None:
-        if positions:
-            encoded = [
-                part
-                for partition, position in positions.items()
-                for part in (partition_text(partition), msgspec.json.encode(position))
-            ]
-            await self.client.run("HSET", self.client.key(0, "applied"), *encoded)
+        if not positions:
+            return
+        encoded: list[str | bytes] = []
+        for partition, position in positions.items():
+            known = self._applied.get(partition)
+            if not position.commit_time_us and known is not None:
+                # A batch of snapshot rows or broken records says nothing of time: what was true before stays true.
+                position = msgspec.structs.replace(known, offset=position.offset)
+            self._applied[partition] = position
+            encoded += (partition_text(partition), msgspec.json.encode(position))
+        await self.client.run("HSET", self.client.key(0, "applied"), *encoded)
 
     async def read_applied(self) -> dict[Partition, AppliedPosition]:
         from pipeline.stores.redis_bundles import RedisBundles

@@ -170,7 +170,7 @@ class MarkStore(Protocol):
         """The smallest mark over all shards; 0 where a shard has none. Also accepts the shards' present identity."""
 
     async def write_applied(self, positions: Mapping[Partition, AppliedPosition]) -> None:
-        """Records how far each partition has been applied."""
+        """Records how far each partition has been applied; without a commit time the known one stays."""
 
     async def read_applied(self) -> dict[Partition, AppliedPosition]:
         """All recorded positions of this context version."""

@@ -178,6 +178,8 @@ async def test_marks_and_applied_positions(suite: Suite) -> None:
     await suite.marks.write_applied({one: position})
     await suite.marks.write_applied({})
     assert await suite.marks.read_applied() == {one: position}
+    await suite.marks.write_applied({one: AppliedPosition("s", 20, "", 0)})
+    assert await suite.marks.read_applied() == {one: AppliedPosition("s", 20, version_of(3, 4), 1234)}
 
 
 @pytest.mark.servers
