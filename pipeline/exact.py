@@ -15,7 +15,8 @@ _BASE_DIGITS = 9
 _BASE = 10**_BASE_DIGITS
 _NAN, _INFINITY, _MINUS_INFINITY = 32765, 32766, 32767
 _SPECIAL = {"NaN": _NAN, "Infinity": _INFINITY, "-Infinity": _MINUS_INFINITY}
-_EXPONENT_MAX = 20_000
+_EXPONENT_MAX = 150_000
+"""Beyond the digits of any numeric that Postgres holds."""
 
 
 def number_of(value: Any) -> int | Decimal | str | None:
@@ -51,7 +52,7 @@ def limbs_of(number: int | Decimal | str) -> dict[int, int]:
     if isinstance(number, Decimal):
         sign, digits, exponent = number.as_tuple()
         shift, extra = divmod(int(exponent), _BASE_DIGITS)
-        coefficient = int("".join(map(str, digits))) * 10**extra * (-1 if sign else 1)
+        coefficient = _integer(digits) * 10**extra * (-1 if sign else 1)
     rest, sign_factor = abs(int(coefficient)), -1 if coefficient < 0 else 1
     limbs = {}
     while rest:
@@ -82,8 +83,14 @@ def integral_or_decimal(coefficient: int, exponent: int) -> int | Decimal:
         if coefficient == 0:
             return 0
         coefficient, exponent = coefficient // 10, exponent + 1
-    digits = tuple(map(int, str(abs(coefficient))))
-    return coefficient if exponent == 0 else Decimal((int(coefficient < 0), digits, exponent))
+    if exponent == 0:
+        return coefficient
+    return Decimal((int(coefficient < 0), Decimal(abs(coefficient)).as_tuple().digits, exponent))
+
+
+def _integer(digits: tuple[int, ...]) -> int:
+    """Through Decimal, because Python refuses to turn text of more than 4300 digits into an integer."""
+    return int(Decimal((0, digits, 0)))
 
 
 def quotient(total: int | Decimal | str, count: int, places: int) -> int | Decimal | str | None:
@@ -91,7 +98,7 @@ def quotient(total: int | Decimal | str, count: int, places: int) -> int | Decim
     if count == 0 or isinstance(total, str):
         return total if isinstance(total, str) and count else None
     _, digits, exponent = Decimal(total).as_tuple()
-    numerator = int("".join(map(str, digits))) * (-1 if total < 0 else 1)
+    numerator = _integer(digits) * (-1 if total < 0 else 1)
     shift = int(exponent) + places
     numerator, denominator = (numerator * 10**shift, count) if shift >= 0 else (numerator, count * 10**-shift)
     whole, rest = divmod(numerator, denominator)

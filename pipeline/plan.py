@@ -24,11 +24,15 @@ from schemas.context import Aggregate, ContextSpec, FieldSpec, Section
 from schemas.expression import compile_expression
 from schemas.keys import key_part, key_text
 from schemas.topics import table_topic
+from schemas.types import NESTING_MAX, nested_too_deep
 
 Values = list[Any]
 Predicate = Callable[[Values], bool]
 JoinText = Callable[[Values], str | None]
 Getter = Callable[[Values], Any]
+
+_INTEGER_MAX = 1 << 64
+"""Up to here integers encode as they are; Python refuses to print the longest."""
 
 
 @dataclass(slots=True)
@@ -374,7 +378,9 @@ def _both(first: Predicate | None, second: Predicate | None) -> Predicate | None
 
 
 def plain_number(value: Any) -> Any:
-    """A Decimal as a JSON number without exponent; everything else as it is."""
+    """A Decimal, or an integer that takes more than 64 bits, as a JSON number without exponent; the rest as it is."""
+    if value.__class__ is int and abs(value) > _INTEGER_MAX:
+        value = Decimal(value)
     return msgspec.Raw(format(value, "f").encode()) if value.__class__ is Decimal else value
 
 
@@ -402,13 +408,16 @@ def _column_getter(table: TablePlan, column: str) -> Getter:
 
 
 def parsed_json(value: Any) -> Any:
-    """A json column's text as a JSON value; text that isn't JSON stays text."""
+    """A json column's text as a JSON value; text that isn't JSON, or is nested too deep, stays text."""
     if not isinstance(value, str):
         return value
     try:
-        return msgspec.json.decode(value)
-    except (msgspec.DecodeError, UnicodeEncodeError):
+        parsed = msgspec.json.decode(value)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         return value
+    if value.count("[") + value.count("{") > NESTING_MAX and nested_too_deep(parsed):
+        return value
+    return parsed
 
 
 def _expression_getter(table: TablePlan, text: str) -> Getter:

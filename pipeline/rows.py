@@ -10,7 +10,7 @@ import msgspec
 from pipeline.core.errors import Poison
 from pipeline.plan import Plan, TablePlan, Values
 from pipeline.relations import Links, links_of
-from pipeline.report import DeadLetter
+from pipeline.report import DeadLetter, digest_of
 from pipeline.stores.store import AppliedPosition, Partition, RowWrite, StoredRow
 from schemas.envelope import decode_record
 from schemas.errors import DecodeError
@@ -18,6 +18,7 @@ from schemas.event import ChangeEvent, Operation
 from schemas.keys import key_text
 from schemas.record import Record
 from schemas.topics import HEARTBEAT_PREFIX
+from schemas.types import NESTING_MAX, nested_too_deep
 
 
 class Change(msgspec.Struct, gc=False):
@@ -65,8 +66,8 @@ def decode_batch(plan: Plan, records: Sequence[Record]) -> Decoded:
                 change = _change_of(table, event, record)
                 if change is not None:
                     decoded.changes.append(change)
-        except (DecodeError, Poison) as error:
-            decoded.dead_letters.append(DeadLetter(record, str(error), type(error).__name__))
+        except (DecodeError, Poison, RecursionError) as error:
+            decoded.dead_letters.append(DeadLetter(record, str(error), digest_of(error)))
         if table is not None:
             _advance(decoded.applied, table, record, event)
     return decoded
@@ -87,6 +88,9 @@ def _change_of(table: TablePlan, event: ChangeEvent, record: Record) -> Change |
     if row is None:
         raise Poison(f"operation {operation.value!r} without 'after'")
     values = [row.get(column) for column in table.columns]
+    for value in values:
+        if (value.__class__ is list or value.__class__ is dict) and nested_too_deep(value):
+            raise Poison(f"a value that is nested more than {NESTING_MAX} levels deep")
     missing: tuple[int, ...] = ()
     if event.unavailable:
         missing = tuple(number for number, column in enumerate(table.columns) if column in event.unavailable)
@@ -109,7 +113,7 @@ def key_of_record(table: TablePlan, record: Record) -> str | None:
         key = msgspec.json.decode(record.key) if record.key else None
         if isinstance(key, dict):
             return _key(table, key["payload"] if set(key) == {"schema", "payload"} else key)
-    except (msgspec.DecodeError, UnicodeDecodeError, Poison, TypeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Poison, TypeError):
         pass
     return None
 

@@ -6,6 +6,7 @@ Debezium without schemas writes a timestamp as a number and a numeric as base64:
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from schemas.yaml_file import suggestion
 
@@ -17,8 +18,21 @@ TYPE_NAMES = (
 )  # fmt: skip
 """Also `decimal(precision,scale)` and `bits(length)`; `timestamp` is `timestamp_us`; `type[]` is an array."""
 
+NESTING_MAX = 128
+"""Levels of lists and objects in a value. A json column that is nested deeper stays text; a list or object that came
+as such makes its record unreadable. Parsers and encoders have limits of their own, which depend on who calls them."""
+
 _DECIMAL = re.compile(r"(?:decimal|numeric)\(\s*(\d{1,4})\s*,\s*(\d{1,4})\s*\)")
 _BITS = re.compile(r"bits\((\d{1,9})\)")
+
+
+def nested_too_deep(value: Any, levels: int = NESTING_MAX) -> bool:
+    """Whether lists and objects go more than `levels` deep."""
+    if value.__class__ is dict:
+        value = value.values()
+    elif value.__class__ is not list:
+        return False
+    return levels == 0 or any(nested_too_deep(inner, levels - 1) for inner in value)
 
 
 def scale_of(declared: str) -> int | None:

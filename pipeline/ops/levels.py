@@ -12,6 +12,7 @@ from pipeline.masks import mask
 from pipeline.ops.reader import NUMBER_TYPES, TableReader
 from schemas.context import ContextSpec, Entity, FieldSpec, Section
 from schemas.expression import Expression, compile_expression
+from schemas.types import nested_too_deep
 
 Row = dict[str, Any]
 Getter = Callable[[Row], Any]
@@ -198,8 +199,9 @@ def _json_column(name: str) -> Getter:
         if not isinstance(value, str):
             return value
         try:
-            return json.loads(value)
-        except ValueError:
+            parsed = json.loads(value)
+        except (ValueError, RecursionError):
             return value
+        return value if nested_too_deep(parsed) else parsed
 
     return get

@@ -12,7 +12,8 @@ from pipeline.stores.redis_client import Call, RedisClient
 from pipeline.stores.store import RowOutcome, RowWrite, StoredRow
 
 _ENCODE = msgspec.msgpack.Encoder().encode
-_DECODE = msgspec.msgpack.Decoder(tuple[int, list[Any]]).decode
+_BIG_INTEGER = 1
+_DECODE = msgspec.msgpack.Decoder(tuple[int, list[Any]], ext_hook=lambda code, data: int(bytes(data))).decode
 _DECODE_LINKS = msgspec.msgpack.Decoder(tuple[str | None, ...]).decode
 _VERSION_LENGTH = 32
 _SCAN_COUNT = 1000
@@ -32,7 +33,7 @@ class RedisRows:
         for number, write in enumerate(writes):
             group = groups.setdefault((write.table, bucket_of(write.key)), ([], []))
             group[0].append(number)
-            body = b"" if write.values is None else _ENCODE((write.commit_time_us, write.values))
+            body = b"" if write.values is None else _body(write.commit_time_us, write.values)
             group[1].extend((write.key, write.version, _ENCODE(write.links) if write.links else b"", body))
         calls: list[Call] = [("apply", self._keys(*group), arguments) for group, (_, arguments) in groups.items()]
         outcomes = [_UNCHANGED] * len(writes)
@@ -81,6 +82,24 @@ class RedisRows:
 
     def _keys(self, table: str, bucket: int) -> list[str]:
         return [self.client.key(bucket, f"r:{table}"), self.client.key(bucket, f"f:{table}")]
+
+
+def _body(commit_time_us: int, values: list[Any]) -> bytes:
+    try:
+        return _ENCODE((commit_time_us, values))
+    except OverflowError:
+        return _ENCODE((commit_time_us, _extended(values)))
+
+
+def _extended(value: Any) -> Any:
+    """Integers of more than 64 bits, which JSON may hold, as text in an extension of MessagePack."""
+    if isinstance(value, list):
+        return [_extended(inner) for inner in value]
+    if isinstance(value, dict):
+        return {name: _extended(inner) for name, inner in value.items()}
+    if value.__class__ is int and not -(1 << 63) <= value < 1 << 64:
+        return msgspec.msgpack.Ext(_BIG_INTEGER, str(value).encode())
+    return value
 
 
 def _row(value: bytes) -> StoredRow:
