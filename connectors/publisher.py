@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -24,6 +24,7 @@ from aiokafka.errors import (
     for_code,
 )
 
+from connectors.lanes import Lane, PendingBatch
 from connectors.partitioner import partition_of
 from connectors.source import EVERY_PARTITION, Finding, SourceRecord
 from pipeline.core.errors import EnvironmentProblem, Fatal, Retryable
@@ -50,9 +51,6 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
         return {"bootstrap_servers": self.bootstrap_servers, "request_timeout_ms": timeout_ms, **self.security}
 
 
-_NO_HEADERS: list[tuple[str, bytes]] = []
-
-
 class TopicPlan(msgspec.Struct, frozen=True):
     """Topics to create: `compacted` with the configured partitions, `single` compacted with one partition, `plain` with
     one partition and time-based retention.
@@ -61,11 +59,6 @@ class TopicPlan(msgspec.Struct, frozen=True):
     compacted: Sequence[str]
     plain: Sequence[str] = ()
     single: Sequence[str] = ()
-
-
-class _Topic(msgspec.Struct):
-    partitions: int
-    record_bytes_max: int
 
 
 class Publisher:
@@ -79,7 +72,8 @@ class Publisher:
         self._settings = settings
         self._plan = plan
         self._dead_letters = dead_letter_topic(source)
-        self._topics: dict[str, _Topic] = {}
+        self._lanes: dict[str, list[Lane]] = {}
+        self._record_bytes_max: dict[str, int] = {}
         self._producer: Any = None
         self._created: set[str] = set()
         self.dead_letter_count = 0
@@ -98,6 +92,8 @@ class Publisher:
 
     async def stop(self) -> None:
         """Ends at once; what is not delivered yet is not waited for: its position was not acknowledged either."""
+        for lane in (lane for lanes in self._lanes.values() for lane in lanes):
+            lane.stop()
         producer, self._producer = self._producer, None
         if producer is not None:
             try:
@@ -152,7 +148,11 @@ class Publisher:
         for name in names:
             partitions = await self._partitions(name)
             size = min(sizes.get(name, 1_000_000), self._settings.message_bytes_max)
-            self._topics[name] = _Topic(partitions, size - RECORD_OVERHEAD_BYTES)
+            self._record_bytes_max[name] = size - RECORD_OVERHEAD_BYTES
+            self._lanes[name] = [Lane(self._producer, name, number, self._errors) for number in range(partitions)]
+
+    def _errors(self) -> AbstractContextManager[None]:
+        return mapped_errors(self._settings.bootstrap_servers)
 
     async def _partitions(self, topic: str) -> int:
         for _attempt in range(100):
@@ -162,66 +162,36 @@ class Publisher:
                 await asyncio.sleep(0.05)  # just created: not every broker knows it yet
         raise Retryable(f"Kafka created the topic {topic} but does not tell its partitions.")
 
-    async def publish(self, records: Sequence[SourceRecord]) -> asyncio.Future[None]:
+    async def publish(self, records: Sequence[SourceRecord]) -> asyncio.Future[Any]:
         """Hands the records over, in order. Returns what to await for their delivery; it raises Retryable or Fatal.
 
-        Waits only while the producer's queue for a partition is occupied: the caller bounds what is in flight.
+        Never waits itself: the caller bounds what is in flight.
         """
-        open_batches: dict[str, list[Any]] = {}
-        sealed: list[tuple[str, int, Any]] = []
+        touched: dict[PendingBatch, None] = {}
+        lanes_by_topic = self._lanes
         for record in records:
-            topic, key, value, partition = record.topic, record.key, record.value, record.partition
-            about = self._topics.get(topic)
-            if about is None:
-                raise Fatal(f"A record for the topic {topic}, which the source did not announce.")
+            lanes = lanes_by_topic.get(record.topic)
+            if lanes is None:
+                raise Fatal(f"A record for the topic {record.topic}, which the source did not announce.")
+            key, value, partition = record.key, record.value, record.partition
             size = len(key) + (len(value) if value is not None else 0)
-            if size > about.record_bytes_max:
-                record, partition = self._set_aside(record, size, about.record_bytes_max), 0
-                topic, key, value, about = record.topic, record.key, record.value, self._topics[record.topic]
-            builders = open_batches.get(topic)
-            if builders is None:
-                builders = open_batches[topic] = [None] * about.partitions
-            if partition is None:
-                partition = partition_of(key, about.partitions)
-            elif partition == EVERY_PARTITION:
-                for place in range(about.partitions):
-                    self._append(builders, place, record, sealed)
+            if size > self._record_bytes_max[record.topic]:
+                letter = self._set_aside(record, size, self._record_bytes_max[record.topic])
+                touched[lanes_by_topic[letter.topic][0].append(letter.key, letter.value, ())] = None
                 continue
-            builder = builders[partition]
-            if (
-                record.headers
-                or builder is None
-                or builder.append(timestamp=None, key=key, value=value, headers=_NO_HEADERS) is None
-            ):
-                self._append(builders, partition, record, sealed)
-        for topic, builders in open_batches.items():
-            sealed.extend((topic, place, builder) for place, builder in enumerate(builders) if builder is not None)
-        return await self._send(sealed)
-
-    def _append(
-        self, builders: list[Any], place: int, record: SourceRecord, sealed: list[tuple[str, int, Any]]
-    ) -> None:
-        """Into the open batch of a partition, or into a new one when there is none or it is full."""
-        headers = list(record.headers)
-        builder = builders[place]
-        if builder is not None:
-            if builder.append(timestamp=None, key=record.key, value=record.value, headers=headers) is not None:
-                return
-            sealed.append((record.topic, place, builder))
-        builder = builders[place] = self._producer.create_batch()
-        builder.append(timestamp=None, key=record.key, value=record.value, headers=headers)
-
-    async def _send(self, batches: Sequence[tuple[str, int, Any]]) -> asyncio.Future[None]:
-        futures = []
-        with mapped_errors(self._settings.bootstrap_servers):
-            for topic, partition, builder in batches:
-                builder.close()
-                futures.append(await self._producer.send_batch(builder, topic, partition=partition))
-        return asyncio.ensure_future(self._delivered(futures))
-
-    async def _delivered(self, futures: Sequence[asyncio.Future[Any]]) -> None:
-        with mapped_errors(self._settings.bootstrap_servers):
-            await asyncio.gather(*futures)
+            if partition is None:
+                lane = lanes[partition_of(key, len(lanes))]
+                batch = lane.open
+                if batch is None or record.headers or not batch.add(key, value):
+                    batch = lane.append(key, value, record.headers)
+                touched[batch] = None
+            else:
+                for lane in lanes if partition == EVERY_PARTITION else (lanes[partition],):
+                    touched[lane.append(key, value, record.headers)] = None
+        for lanes in lanes_by_topic.values():
+            for lane in lanes:
+                lane.go()
+        return asyncio.gather(*[batch.done for batch in touched])
 
     def _set_aside(self, record: SourceRecord, size: int, limit: int) -> SourceRecord:
         self.dead_letter_count += 1

@@ -11,13 +11,13 @@ import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from connectors.source import Batch, Position, Source, SourceRecord
 from pipeline.core.clock import Clock, SystemClock
-from pipeline.core.errors import EnvironmentProblem, Retryable
+from pipeline.core.errors import EnvironmentProblem, PositionLost, Retryable
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Sink(Protocol):
 
     async def start(self) -> None: ...
 
-    async def publish(self, records: list[SourceRecord]) -> asyncio.Future[None]:
+    async def publish(self, records: list[SourceRecord]) -> asyncio.Future[Any]:
         """In order; what it returns is awaited for their delivery."""
 
     async def stop(self) -> None: ...
@@ -74,9 +74,13 @@ class Statistics(msgspec.Struct):
     newest_commit_time_us: int = 0
 
 
+class _PositionMoved(Retryable):
+    """Load it again, at once."""
+
+
 class _InFlight(msgspec.Struct):
     batch: Batch
-    delivery: asyncio.Future[None]
+    delivery: asyncio.Future[Any]
 
 
 class Runtime:
@@ -112,6 +116,8 @@ class Runtime:
             try:
                 await attempt.run()
                 return
+            except _PositionMoved:
+                continue
             except Retryable as error:
                 if not self._settings.patient_start and not self.statistics.acknowledged:
                     raise EnvironmentProblem(str(error)) from error
@@ -150,7 +156,7 @@ class _Run:
         tasks: list[asyncio.Task[None]] = []
         try:
             await self._sink.start()
-            await self._source.open(await self._positions.load())
+            await self._open()
             reading = asyncio.create_task(self._read(), name="connector-read")
             tasks = [
                 reading,
@@ -168,6 +174,16 @@ class _Run:
             await asyncio.gather(*open_futures, return_exceptions=True)
             await self._source.close()
             await self._sink.stop()
+
+    async def _open(self) -> None:
+        """A predecessor that was just leaving may have moved on after we looked: then its newer position counts."""
+        position = await self._positions.load()
+        try:
+            await self._source.open(position)
+        except PositionLost as error:
+            if await self._positions.load() != position:
+                raise _PositionMoved("The position moved while it was read.") from error
+            raise
 
     async def _until_stopped(self, tasks: list[asyncio.Task[None]]) -> None:
         stopped = asyncio.create_task(self._stopping.wait())

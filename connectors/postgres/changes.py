@@ -34,8 +34,8 @@ from schemas.topics import HEARTBEAT_PREFIX, dead_letter_topic, message_topic, t
 
 log = logging.getLogger(__name__)
 
-RECORDS_MAX = 2000
-"""Records per step while a large transaction is replayed."""
+STEP_BYTES = 1 << 18
+"""A step's messages while a large transaction is replayed."""
 
 SNAPSHOT_PREFIX = "ctxpipe.snapshot"
 WATERMARK_PREFIX = "ctxpipe.watermark"
@@ -153,9 +153,12 @@ class Changes:
         """A streamed transaction, now that it has committed; in steps, because it may be larger than memory."""
         self._moment = self._now(commit.commit_lsn, commit.commit_time_us, commit.xid)
         self._in_transaction = True
+        size = 0
         for lsn, payload in self._transactions.commit(commit.xid):
             await self._handle(lsn, pgoutput.decode(payload, in_stream=True))
-            if len(self._records) >= RECORDS_MAX:
+            size += len(payload)
+            if size >= STEP_BYTES:
+                size = 0
                 yield self._step()
         self._committed(commit)
 

@@ -175,6 +175,7 @@ class PostgresSource:
 
     async def _resume(self, position: Position) -> None:
         assert self._control is not None
+        await slots.require_free(self._catalog, self.config)
         identity = await slots.require_position(self._catalog, self._control, self.config, position)
         await self._control.close()
         added = await slots.ensure_publication(self._catalog, self.config)
