@@ -1,4 +1,4 @@
-"""What `compose: auto` becomes, measured on real rows."""
+"""The measure behind `compose: auto`, on real rows."""
 
 from __future__ import annotations
 
@@ -38,9 +38,5 @@ async def test_fan_out_is_the_number_of_parents_per_value(postgres_dsn: str) -> 
         await harness.query("INSERT INTO flight VALUES (1000, NULL, NULL)")
         await harness.query("INSERT INTO airline VALUES (0), (1), (2)")
         measured = await measure_fan_out(postgres_dsn, ContextSpec.model_validate(SPEC))
-    assert {path: (f.average, f.most, f.composition) for path, f in measured.items()} == {
-        "airline": (100.0, 100, "link"),
-        "airline.flights": (1.0, 1, "copy"),
-        "weather": (10.0, 10, "copy"),
-    }
-    assert measured["airline"].writes_per_change("copy") == 100 and measured["airline"].reads_per_lookup("link") == 1
+    found = {path: (fan_out.average, fan_out.most) for path, fan_out in measured.items()}
+    assert found == {"airline": (100.0, 100), "airline.flights": (1.0, 1), "weather": (10.0, 10)}
