@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.process_collector import ProcessCollector
 
+from pipeline.core.errors import EnvironmentProblem
+
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 
@@ -92,6 +94,13 @@ def expose() -> tuple[bytes, str]:
 
 
 def serve(port: int, host: str = "127.0.0.1") -> int:
-    """Serves /metrics from a thread; returns the port, chosen by the system where `port` is 0. Raises OSError."""
-    server, _ = start_http_server(port, host, REGISTRY)
+    """Serves /metrics from a thread; returns the port, chosen by the system where `port` is 0. Raises
+    EnvironmentProblem when the port is taken."""
+    try:
+        server, _ = start_http_server(port, host, REGISTRY)
+    except OSError as error:
+        reason = error.strerror or error
+        raise EnvironmentProblem(
+            f"can't serve metrics on {host} port {port}: {reason}. Choose another --metrics-port, or 0 for a free one."
+        ) from error
     return int(server.server_port)

@@ -8,20 +8,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from pipeline.core import metrics
 from pipeline.core.errors import CtxpipeError, Retryable
 from pipeline.lookup.answer import Answer
 from pipeline.lookup.service import LookupService, MalformedKey, UnknownContext
 
 BODY_BYTES_MAX = 2 * 1024 * 1024
 _LOG = logging.getLogger("ctxpipe.lookup")
-_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -32,10 +31,10 @@ class _Batch(msgspec.Struct, forbid_unknown_fields=True):
 _DECODE_BATCH = msgspec.json.Decoder(_Batch).decode
 
 
-def make_app(service: LookupService, registry: CollectorRegistry | None = None) -> Starlette:
+def make_app(service: LookupService) -> Starlette:
     """The ASGI application. Routes: /v1/contexts, /v1/contexts/{context}/{key}, /v1/contexts/{context}:batchGet,
     /livez, /readyz, /metrics. Errors are application/problem+json."""
-    handlers = _Handlers(service, registry or CollectorRegistry())
+    handlers = _Handlers(service)
     return Starlette(
         routes=[
             Route("/v1/contexts", handlers.contexts, methods=["GET"]),
@@ -56,14 +55,8 @@ def make_app(service: LookupService, registry: CollectorRegistry | None = None) 
 
 
 class _Handlers:
-    def __init__(self, service: LookupService, registry: CollectorRegistry) -> None:
-        self._service, self._registry = service, registry
-        self._answers = Counter(
-            "ctxpipe_lookup_answers_total", "Answers by status", ["context", "status"], registry=registry
-        )
-        self._seconds = Histogram(
-            "ctxpipe_lookup_seconds", "Time to answer", ["operation"], registry=registry, buckets=_BUCKETS
-        )
+    def __init__(self, service: LookupService) -> None:
+        self._service = service
 
     async def get(self, request: Request) -> Response:
         started_s = time.perf_counter()
@@ -106,12 +99,13 @@ class _Handlers:
         return _json(b'{"status":"ok"}')
 
     async def metrics(self, request: Request) -> Response:
-        return Response(generate_latest(self._registry), media_type="text/plain; version=0.0.4")
+        body, content_type = metrics.expose()
+        return Response(body, headers={"content-type": content_type})
 
     def _count(self, answers: list[Answer], operation: str, started_s: float) -> None:
         for answer in answers:
-            self._answers.labels(answer.context, answer.status).inc()
-        self._seconds.labels(operation).observe(time.perf_counter() - started_s)
+            metrics.lookup_answers.labels(answer.context, answer.status).inc()
+        metrics.lookup_seconds.labels(operation).observe(time.perf_counter() - started_s)
 
 
 async def _limited_body(request: Request) -> bytes:

@@ -323,6 +323,15 @@ async def test_http_tells_whether_it_is_alive_and_ready(client: httpx.AsyncClien
 async def test_http_lists_contexts_and_counts_answers(client: httpx.AsyncClient) -> None:
     listed = (await client.get("/v1/contexts")).json()["contexts"]
     assert [(item["context"], item["key"]) for item in listed] == [("flight", ["id"]), ("hour", ["origin", "time"])]
+
+    async def counted() -> list[float]:
+        lines = (await client.get("/metrics")).text.splitlines()
+        names = (
+            'ctxpipe_lookup_answers_total{context="flight",status="fresh"} ',
+            'ctxpipe_lookup_seconds_count{operation="get"} ',
+        )
+        return [sum(float(line.removeprefix(name)) for line in lines if line.startswith(name)) for name in names]
+
+    before = await counted()
     await client.get("/v1/contexts/flight/1")
-    metrics = (await client.get("/metrics")).text
-    assert 'ctxpipe_lookup_answers_total{context="flight",status="fresh"} 1.0' in metrics
+    assert await counted() == [number + 1 for number in before]
