@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from functools import partial
 from typing import NoReturn, Protocol
 
@@ -14,7 +15,9 @@ from pipeline.streams.lanes import RecordBatch
 
 logger = get_logger(__name__)
 
-Handle = Callable[[RecordBatch], Awaitable[None]]
+GROUP_RECORDS_MAX = 1000
+
+Handle = Callable[[Sequence[RecordBatch]], Awaitable[None]]
 
 
 class Rewinding(Protocol):
@@ -24,7 +27,10 @@ class Rewinding(Protocol):
 
 
 class BatchRunner:
-    """Runs up to `concurrency` batches at once; the transport gives out one per partition at a time.
+    """Runs up to `concurrency` groups of batches at once; the transport gives out one batch per partition at a time.
+
+    A batch that finds a free slot goes at once. While all are busy, the batches of further partitions gather, and go
+    together into the next free slot: many partitions with a record each cost as little as one with many.
 
     ShardChanged rewinds the transport. Anything else that a handler raises is not understood, so nothing may follow:
     `end_process` must not return, and nothing is committed.
@@ -39,32 +45,44 @@ class BatchRunner:
         end_process: Callable[[Exception], NoReturn],
     ) -> None:
         self._handle, self._rewinding, self._end_process = handle, rewinding, end_process
-        self._slots = asyncio.Semaphore(concurrency)
+        self._concurrency = concurrency
+        self._waiting: deque[RecordBatch] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, stream: AsyncIterable[RecordBatch]) -> None:
         """The body of an agent."""
         async for batch in stream:
-            await self._slots.acquire()
-            task = asyncio.ensure_future(self._run(batch))
-            if not batch.begin(task.cancel):
-                task.cancel()
-                self._slots.release()
-                continue
-            self._tasks.add(task)
-            task.add_done_callback(partial(self._ended, batch))
+            self._waiting.append(batch)
+            self._start_next()
 
-    async def _run(self, batch: RecordBatch) -> None:
+    def _start_next(self) -> None:
+        while self._waiting and len(self._tasks) < self._concurrency:
+            group: list[RecordBatch] = []
+            task = asyncio.ensure_future(self._run(group))
+            records = 0
+            while self._waiting and (not records or records + len(self._waiting[0].records) <= GROUP_RECORDS_MAX):
+                batch = self._waiting.popleft()
+                if batch.begin(task.cancel):
+                    group.append(batch)
+                    records += len(batch.records)
+            self._tasks.add(task)
+            task.add_done_callback(partial(self._ended, group))
+
+    async def _run(self, group: Sequence[RecordBatch]) -> None:
+        if not group:
+            return
         try:
-            await self._handle(batch)
+            await self._handle(group)
         except ShardChanged as error:
             self._rewinding().rewind(str(error))
         except Exception as error:  # noqa: BLE001 - the one place where the unknown ends the process
             self._end_process(error)
         else:
-            batch.finish()
+            for batch in group:
+                batch.finish()
 
-    def _ended(self, batch: RecordBatch, task: asyncio.Task[None]) -> None:
+    def _ended(self, group: Sequence[RecordBatch], task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._slots.release()
-        batch.release()
+        for batch in group:
+            batch.release()
+        self._start_next()

@@ -17,14 +17,15 @@ from mode import get_logger
 from pipeline.core.errors import ConfigError, CtxpipeError, Retryable
 from pipeline.report import BatchReport
 from pipeline.stores.store import MarkStore
-from pipeline.streams.agents import BatchRunner
+from pipeline.streams.agents import BatchRunner, Handle
 from pipeline.streams.backoff import Backoff
 from pipeline.streams.ending import end_process
 from pipeline.streams.handler import BatchHandler, Stages
-from pipeline.streams.lanes import LaneLimits, RecordBatch
+from pipeline.streams.lanes import LaneLimits
 from pipeline.streams.offsets import MarkKeeper
 from pipeline.streams.progress import promote_when_caught_up, watch_progress
 from pipeline.streams.publisher import Lanes, Publisher
+from pipeline.streams.reporting import WorkerMetrics
 from pipeline.streams.topics import Topics
 from pipeline.streams.transport import RecordBatchSchema
 from schemas.topics import consumer_group, dead_letter_topic, dirty_topic
@@ -95,6 +96,7 @@ class ContextApp(faust.App):  # type: ignore[misc]
         self.publisher: Publisher | None = None
         self.handler: BatchHandler | None = None
         self.watch_stop = threading.Event()
+        self.shown = WorkerMetrics(stream.context)
 
     async def on_first_start(self) -> None:
         """Before Faust reads anything: connect, make our topics, wait for those of the connectors."""
@@ -108,8 +110,9 @@ class ContextApp(faust.App):  # type: ignore[misc]
         if self.opened is None or self.publisher is None:
             return
         self.offset_keeper = MarkKeeper(self.opened.marks, self.kafka_topics)
+        on_report = self.context_stream.on_report
         self.handler = BatchHandler(
-            self.opened.flow, self.publisher, self.opened.marks, on_report=self.context_stream.on_report
+            self.opened.flow, self.publisher, self.opened.marks, shown=self.shown, on_report=on_report
         )
 
     async def on_stop(self) -> None:
@@ -199,7 +202,7 @@ def _add_agents(app: ContextApp) -> None:
     tables = app.topic(*app.context_stream.topics, schema=RecordBatchSchema(), acks=False)
     chunks = app.topic(dirty, schema=RecordBatchSchema(), acks=False)
 
-    def runner(handle: Callable[[RecordBatch], Awaitable[None]]) -> BatchRunner:
+    def runner(handle: Handle) -> BatchRunner:
         return BatchRunner(
             handle,
             concurrency=app.stream_settings.concurrency,

@@ -1,7 +1,8 @@
-"""What happens to one batch, in the order that keeps promise 1: apply, publish what it led to, note how far it came."""
+"""What happens to a group of batches, in the order that keeps promise 1: apply, publish what it led to, note it."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
@@ -14,11 +15,13 @@ from pipeline.stores.store import MarkStore, ShardChanged
 from pipeline.streams.backoff import Backoff
 from pipeline.streams.lanes import RecordBatch
 from pipeline.streams.letters import decode_chunk
+from pipeline.streams.reporting import WorkerMetrics
 from schemas.bundle import UnitKey
 from schemas.record import Record
 
 logger = get_logger(__name__)
 
+JITTER = random.Random()
 LETTERS_TOLD = 3
 """Of each batch; a topic full of broken records must not fill the disk with log lines."""
 
@@ -53,21 +56,23 @@ class BatchHandler:
         marks: MarkStore,
         *,
         clock: Clock | None = None,
+        shown: WorkerMetrics | None = None,
         on_report: Callable[[BatchReport, float], None] | None = None,
     ) -> None:
         self._flow, self._outlet, self._marks = flow, outlet, marks
         self._clock = clock or SystemClock()
-        self._on_report = on_report
+        self._shown, self._on_report = shown, on_report
 
-    async def denormalise(self, batch: RecordBatch) -> None:
-        """Table records become bundles."""
-        await self._handle(batch, lambda: self._flow.process(batch.records))
+    async def denormalise(self, batches: Sequence[RecordBatch]) -> None:
+        """Table records become bundles; each batch is of another partition."""
+        records = [record for batch in batches for record in batch.records]
+        await self._handle(batches, lambda: self._flow.process(records))
 
-    async def rebuild(self, batch: RecordBatch) -> None:
+    async def rebuild(self, batches: Sequence[RecordBatch]) -> None:
         """Chunks of dirty keys become bundles."""
         keys: list[UnitKey] = []
         unreadable: list[DeadLetter] = []
-        for record in batch.records:
+        for record in (record for batch in batches for record in batch.records):
             try:
                 keys += decode_chunk(record.value)
             except ValueError as error:
@@ -79,36 +84,50 @@ class BatchHandler:
             report.dead_letters = [*unreadable, *report.dead_letters]
             return report
 
-        await self._handle(batch, work)
+        await self._handle(batches, work)
 
-    async def _handle(self, batch: RecordBatch, work: Callable[[], Awaitable[BatchReport]]) -> None:
+    async def _handle(self, batches: Sequence[RecordBatch], work: Callable[[], Awaitable[BatchReport]]) -> None:
         started_s = self._clock.monotonic_s()
-        report = await self._persistently(batch, work)
+        report = await self._persistently(batches, work)
         _tell(report.dead_letters)
         if report.dead_letters or report.fan_out:
-            await self._persistently(batch, lambda: self._outlet.publish(report))
+            await self._persistently(batches, lambda: self._outlet.publish(report))
         if report.applied:
-            await self._persistently(batch, lambda: self._marks.write_applied(report.applied))
+            await self._persistently(batches, lambda: self._marks.write_applied(report.applied))
+        duration_s = self._clock.monotonic_s() - started_s
+        if self._shown is not None:
+            self._shown.stored(sum(len(batch.records) for batch in batches), report, duration_s)
         if self._on_report is not None:
-            self._on_report(report, self._clock.monotonic_s() - started_s)
+            self._on_report(report, duration_s)
 
-    async def _persistently(self, batch: RecordBatch, work: Callable[[], Awaitable[Result]]) -> Result:
-        backoff = Backoff()
+    async def _persistently(self, batches: Sequence[RecordBatch], work: Callable[[], Awaitable[Result]]) -> Result:
+        backoff = Backoff(randomness=JITTER)
+        waits = False
         while True:
             try:
                 result = await work()
             except ShardChanged:
                 raise
             except Retryable as error:
-                if not batch.in_outage:
-                    logger.warning("%s/%d waits: %s", *batch.partition, error)
-                batch.in_outage = True
+                if not waits:
+                    logger.warning("%s waits: %s", _places(batches), error)
+                waits = True
+                for batch in batches:
+                    batch.in_outage = True
+                if self._shown is not None:
+                    self._shown.retried()
                 await self._clock.sleep(backoff.next_s())
             else:
-                if batch.in_outage:
-                    logger.info("%s/%d goes on", *batch.partition)
-                batch.in_outage = False
+                if waits:
+                    logger.info("%s goes on", _places(batches))
+                for batch in batches:
+                    batch.in_outage = False
                 return result
+
+
+def _places(batches: Sequence[RecordBatch]) -> str:
+    topic, partition = batches[0].partition
+    return f"{topic}/{partition}" + (f" and {len(batches) - 1} more" if len(batches) > 1 else "")
 
 
 def _tell(letters: Sequence[DeadLetter]) -> None:

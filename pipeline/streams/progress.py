@@ -18,7 +18,10 @@ from schemas.topics import dirty_topic
 logger = get_logger(__name__)
 
 SAMPLE_EVERY_S = 5.0
-PROMOTE_EVERY_S = 0.5
+LOOK_EVERY_S = 0.5
+SETTLED_S = 5.0
+"""A version that needs no longer for what is new is as current as it gets."""
+REPEAT_EVERY_S = 5.0
 
 
 async def watch_progress(app: Any) -> None:
@@ -32,30 +35,45 @@ async def watch_progress(app: Any) -> None:
 
 async def _sample(app: Any) -> Sample:
     consumer = app.consumer
-    committed = {lane.partition: lane.committed or 0 for lane in consumer.lanes.values()}
+    lanes = list(consumer.lanes.values())
+    committed = {lane.partition: lane.committed or 0 for lane in lanes}
     excuse = "an outage" if consumer.waits_for_stores else ""
     try:
         ends = await app.kafka_topics.end_offsets(frozenset(committed)) if committed else {}
     except Retryable:
         ends, excuse = {}, "Kafka is away"
+    else:
+        app.shown.behind({lane.partition: lane.finished for lane in lanes}, ends)
     return Sample(committed, ends, excuse, app.rebalancing)
 
 
 async def promote_when_caught_up(app: Any) -> None:
-    """Once everything that Kafka held at the start has been applied, by whichever worker, lookups may use this version.
+    """Once everything that Kafka holds has been applied, by whichever worker, lookups may use this version.
 
     Kafka's commits tell: they never run ahead of the marks. The marks themselves may be read only when partitions are
-    placed, because reading them accepts the shards as they are.
+    placed, because reading them accepts the shards as they are. What arrives during a long catching up is waited for
+    as well, so that answers do not go back in time when they change over to this version. A Redis that loses its last
+    second may lose the promotion: it is repeated.
     """
-    topics = app.kafka_topics
-    sources = await _ends(app, app.context_stream.topics)
-    await _reached(app, sources)
+    told = False
+    while not app.should_stop and await _catch_up_s(app) > SETTLED_S:
+        pass
+    while not app.should_stop:
+        await app.until_it_works(app.opened.promote)
+        if not told and not app.should_stop:
+            stream = app.context_stream
+            logger.info("%s version %d has caught up and serves", stream.context, stream.version)
+        told = True
+        await app.sleep(REPEAT_EVERY_S)
+
+
+async def _catch_up_s(app: Any) -> float:
+    """How long it took until what Kafka held at the call was applied; in this time more may have arrived."""
+    began_s = time.monotonic()
+    await _reached(app, await _ends(app, app.context_stream.topics))
     # What the hot parents among these left to the dirty lane belongs to the same state.
     await _reached(app, await _ends(app, [dirty_topic(app.context_stream.context, app.context_stream.version)]))
-    if app.should_stop or topics is None:
-        return
-    await app.until_it_works(app.opened.promote)
-    logger.info("%s version %d has caught up and serves", app.context_stream.context, app.context_stream.version)
+    return time.monotonic() - began_s
 
 
 async def _ends(app: Any, topics: Iterable[str]) -> Mapping[Partition, int]:
@@ -74,4 +92,4 @@ async def _reached(app: Any, ends: Mapping[Partition, int]) -> None:
         if not wanted - done:
             return
         wanted -= done
-        await app.sleep(PROMOTE_EVERY_S)
+        await app.sleep(LOOK_EVERY_S)

@@ -64,6 +64,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self._unplaced = True
         self._running: set[RecordBatch] = set()
         self._changed = asyncio.Event()
+        self._to_feed: dict[TP, Lane] = {}
         self._offsets_lock = asyncio.Lock()
         self._backoff = Backoff()
 
@@ -126,6 +127,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             if records[0].offset != lane.expected:
                 await self.keeper.check_gap(lane.partition, lane.expected, records[0].offset)
             lane.extend(records)
+            self._to_feed[tp] = lane
         for tp, position in polled.positions.items():
             if tp in self.lanes:
                 self.lanes[tp].reached(position)
@@ -136,8 +138,9 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         while True:
             await self._changed.wait()
             self._changed.clear()
-            for tp, lane in list(self.lanes.items()):
-                batch = lane.cut(self._on_batch_change)
+            while self._to_feed:
+                tp, lane = self._to_feed.popitem()
+                batch = lane.cut(self._on_batch_change) if self.lanes.get(tp) is lane else None
                 if batch is not None:
                     await self.callback(self._message(tp, batch))
 
@@ -153,8 +156,11 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             self._running.discard(batch)
             lane = self.lanes.get(TP(*batch.partition))
             dropped = batch.state is BatchState.DROPPED
-            if lane is not None and lane.out is batch and not lane.settle() and not dropped:
-                self.rewind("a handler gave up a batch")
+            if lane is not None and lane.out is batch:
+                if lane.settle():
+                    self._to_feed[TP(*batch.partition)] = lane
+                elif not dropped:
+                    self.rewind("a handler gave up a batch")
         else:
             self._running.add(batch)
         self._changed.set()

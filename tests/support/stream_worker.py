@@ -31,9 +31,10 @@ class RedisNotes:
 
     async def process(self, records: Sequence[Record]) -> BatchReport:
         await asyncio.sleep(WORK_S)
-        offsets = [record.offset for record in records]
-        await self.stores.client.run("SADD", f"seen:{records[0].partition}", *offsets)
-        await self.stores.client.run("INCRBY", "handled", len(offsets))
+        for partition in {record.partition for record in records}:
+            offsets = [record.offset for record in records if record.partition == partition]
+            await self.stores.client.run("SADD", f"seen:{partition}", *offsets)
+        await self.stores.client.run("INCRBY", "handled", len(records))
         return BatchReport(events=len(records))
 
     async def rebuild(self, keys: Sequence[Any]) -> BatchReport:

@@ -34,13 +34,11 @@ class NotingFlow:
     def __init__(self, before: Callable[[Sequence[Record]], Awaitable[BatchReport | None]] | None = None) -> None:
         self.before = before
         self.seen: list[tuple[str, int, int]] = []
-        self.batches: list[tuple[Partition, list[int]]] = []
         self.rebuilt: list[UnitKey] = []
 
     async def process(self, records: Sequence[Record]) -> BatchReport:
         report = await self.before(records) if self.before is not None else None
         self.seen += [(record.topic, record.partition, record.offset) for record in records]
-        self.batches.append(((records[0].topic, records[0].partition), [record.offset for record in records]))
         return report or BatchReport(events=len(records))
 
     async def rebuild(self, keys: Sequence[UnitKey]) -> BatchReport:

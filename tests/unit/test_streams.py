@@ -250,7 +250,7 @@ class TestHandler:
         away = Retryable("the store is away")
         scripted, clock = Scripted(away, away, None, away), ImpatientClock()
         batch = RecordBatch(PARTITION, records(0, 1), 2, ignore)
-        await BatchHandler(scripted, scripted, scripted.marks, clock=clock).denormalise(batch)
+        await BatchHandler(scripted, scripted, scripted.marks, clock=clock).denormalise([batch])
         assert scripted.happened == ["process", "process", "process", "publish 1", "publish 1"]
         assert scripted.marks.applied == scripted.report.applied
         assert len(clock.slept) == 3 and not batch.in_outage
@@ -259,7 +259,7 @@ class TestHandler:
         scripted = Scripted(ShardChanged("another process"))
         batch = RecordBatch(PARTITION, records(0), 1, ignore)
         with pytest.raises(ShardChanged):
-            await BatchHandler(scripted, scripted, scripted.marks, clock=ImpatientClock()).denormalise(batch)
+            await BatchHandler(scripted, scripted, scripted.marks, clock=ImpatientClock()).denormalise([batch])
         assert scripted.happened == ["process"]
 
     async def test_keys_of_several_chunks_are_rebuilt_once_and_a_broken_chunk_is_set_aside(self) -> None:
@@ -267,12 +267,14 @@ class TestHandler:
         found = [Record("dirty", 0, number, None, value) for number, value in enumerate((chunk, b"?", chunk))]
         scripted = Scripted()
         batch = RecordBatch(("dirty", 0), found, 3, ignore)
-        await BatchHandler(scripted, scripted, scripted.marks, clock=ImpatientClock()).rebuild(batch)
+        await BatchHandler(scripted, scripted, scripted.marks, clock=ImpatientClock()).rebuild([batch])
         assert scripted.happened == ["rebuild 2", "publish 1"]
 
 
 class TestRunner:
-    async def run(self, handle: object, *batches: RecordBatch) -> tuple[list[str], list[Exception]]:
+    async def run(
+        self, handle: object, *batches: RecordBatch, concurrency: int = 9
+    ) -> tuple[list[str], list[Exception]]:
         rewinds: list[str] = []
         ended: list[Exception] = []
 
@@ -284,18 +286,19 @@ class TestRunner:
             for batch in batches:
                 yield batch
 
-        runner = BatchRunner(handle, concurrency=2, rewinding=Rewinds, end_process=ended.append)  # type: ignore[arg-type]
+        runner = BatchRunner(handle, concurrency=concurrency, rewinding=Rewinds, end_process=ended.append)  # type: ignore[arg-type]
         await runner.run(stream())  # type: ignore[arg-type]
-        await asyncio.gather(*runner._tasks)
-        await asyncio.sleep(0)
+        while runner._tasks:
+            await asyncio.wait(runner._tasks)
+            await asyncio.sleep(0)
         return rewinds, ended
 
     async def test_only_a_handler_that_returns_finishes_its_batch(self) -> None:
         failures = {0: None, 1: ShardChanged("lost"), 2: ValueError("unknown")}
         batches = [RecordBatch(("t", number), records(number), number + 1, ignore) for number in failures]
 
-        async def handle(batch: RecordBatch) -> None:
-            failure = failures[batch.partition[1]]
+        async def handle(group: Sequence[RecordBatch]) -> None:
+            failure = failures[group[0].partition[1]]
             if failure is not None:
                 raise failure
 
@@ -304,13 +307,27 @@ class TestRunner:
         assert all(batch.released for batch in batches)
         assert rewinds == ["lost"] and [str(error) for error in ended] == ["unknown"]
 
+    async def test_batches_that_wait_for_a_slot_go_together_within_a_bound(self) -> None:
+        sizes = [1, 1, 600, 300, 200, 5000, 1]
+        batches = [RecordBatch(("t", number), records(*range(size)), size, ignore) for number, size in enumerate(sizes)]
+        groups: list[list[int]] = []
+
+        async def handle(group: Sequence[RecordBatch]) -> None:
+            groups.append([len(batch.records) for batch in group])
+            for _ in range(20):
+                await asyncio.sleep(0)
+
+        await self.run(handle, *batches, concurrency=1)
+        assert groups == [[1], [1, 600, 300], [200], [5000], [1]]
+        assert all(batch.state is BatchState.FINISHED and batch.released for batch in batches)
+
     async def test_a_batch_dropped_before_its_turn_is_not_handled(self) -> None:
         batch = RecordBatch(PARTITION, records(0), 1, ignore)
         batch.drop()
         handled: list[RecordBatch] = []
 
-        async def handle(batch: RecordBatch) -> None:
-            handled.append(batch)
+        async def handle(group: Sequence[RecordBatch]) -> None:
+            handled.extend(group)
 
         await self.run(handle, batch)
         assert handled == []
