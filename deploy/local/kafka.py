@@ -79,7 +79,9 @@ class KafkaServer(Server):
         (self.data_dir / "log4j2.properties").write_text(LOGGING)
         if not (self.data_dir / "records" / "meta.properties").exists():
             cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-            words = [*self._java(128), "kafka.tools.StorageTool", "format", "-t", cluster_id]
+            words = [*self._java(128), "kafka.tools.StorageTool", "format"]
+            # One word: an identifier may begin with a dash, and would be taken for an option.
+            words.append(f"--cluster-id={cluster_id}")
             run([*words, "-c", str(self._properties)], "Formatting the Kafka data directory")
 
     def command(self) -> list[str]:
