@@ -27,6 +27,7 @@ from aiokafka.errors import (
 from connectors.lanes import Lane, PendingBatch
 from connectors.partitioner import partition_of
 from connectors.source import EVERY_PARTITION, Finding, SourceRecord
+from pipeline.core import metrics
 from pipeline.core.errors import EnvironmentProblem, Fatal, Retryable
 from schemas.topics import dead_letter_topic
 
@@ -77,6 +78,7 @@ class Publisher:
         self._producer: Any = None
         self._created: set[str] = set()
         self.dead_letter_count = 0
+        self._count_set_aside = metrics.connector_set_aside.labels(source).inc
 
     async def start(self) -> None:
         self._producer = AIOKafkaProducer(
@@ -195,6 +197,7 @@ class Publisher:
 
     def _set_aside(self, record: SourceRecord, size: int, limit: int) -> SourceRecord:
         self.dead_letter_count += 1
+        self._count_set_aside()
         reason = (
             f"The record has {size} bytes, ctxpipe and the topic {record.topic} take {limit} (max.message.bytes). "
             "Make the row smaller, or leave the column out of the publication."

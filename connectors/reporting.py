@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from connectors.runtime import Runtime
 from connectors.source import Lag
 from pipeline.core import metrics
@@ -16,12 +18,18 @@ LAG_EVERY = 5
 async def report(name: str, runtime: Runtime, clock: Clock, interval_s: float = REPORT_INTERVAL_S) -> None:
     """Runs until cancelled."""
     reports, records, published, retries = 0, 0, 0, 0
+    operations, rows = Counter[str](), Counter[str]()
     while True:
         statistics = runtime.statistics
         metrics.connector_published_records.labels(name).inc(statistics.records_delivered - records)
         metrics.connector_published_bytes.labels(name).inc(statistics.bytes_delivered - published)
         metrics.connector_reconnects.labels(name).inc(statistics.retries - retries)
         records, published, retries = statistics.records_delivered, statistics.bytes_delivered, statistics.retries
+        for operation, count in (statistics.operations - operations).items():
+            metrics.connector_events.labels(name, operation).inc(count)
+        for topic, count in (statistics.snapshot_rows - rows).items():
+            metrics.connector_snapshot_rows.labels(name, topic.removeprefix(f"{name}.")).inc(count)
+        operations, rows = statistics.operations.copy(), statistics.snapshot_rows.copy()
         metrics.connector_queue_bytes.labels(name).set(statistics.bytes_in_flight)
         if statistics.newest_commit_time_us:
             age_s = (clock.now_us() - statistics.newest_commit_time_us) / 1_000_000

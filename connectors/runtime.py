@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -20,6 +20,11 @@ from pipeline.core.clock import Clock, SystemClock
 from pipeline.core.errors import EnvironmentProblem, PositionLost, Retryable
 
 log = logging.getLogger(__name__)
+
+_TAIL = slice(-31, -24)
+"""Where `"op":"c` stands before `","ts_ms":<13 digits>}`."""
+_CODES = {"snapshot": b"r", "create": b"c", "update": b"u", "delete": b"d", "truncate": b"t"}
+_OPERATIONS = {operation: b'"op":"%b' % code for operation, code in _CODES.items()}
 
 
 class Sink(Protocol):
@@ -72,6 +77,20 @@ class Statistics(msgspec.Struct):
     retries: int = 0
     acknowledged: int = 0
     newest_commit_time_us: int = 0
+    operations: Counter[str] = msgspec.field(default_factory=Counter)
+    """Changes read, by operation."""
+    snapshot_rows: Counter[str] = msgspec.field(default_factory=Counter)
+    """Rows read by snapshots, by topic."""
+
+    def count(self, records: Sequence[SourceRecord]) -> None:
+        """Notes what was read. Every envelope of ours says its operation at the same distance from its end, where it
+        is found in a small part of the time that a parser would take."""
+        tails = b" ".join([value[_TAIL] for record in records if (value := record.value) is not None])
+        for operation, written in _OPERATIONS.items():
+            if count := tails.count(written):
+                self.operations[operation] += count
+        if _OPERATIONS["snapshot"] in tails:
+            self.snapshot_rows.update([record.topic for record in records])
 
 
 class _PositionMoved(Retryable):
@@ -216,6 +235,7 @@ class _Run:
             self._in_flight.append(_InFlight(batch, delivery))
             self._bytes += batch.bytes_total
             statistics.records_read += len(batch.records)
+            statistics.count(batch.records)
             statistics.bytes_in_flight = self._bytes
             self._added.set()
             await asyncio.sleep(0)  # let what was handed over go out before the next is computed

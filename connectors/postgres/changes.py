@@ -29,6 +29,7 @@ from connectors.postgres.pgoutput import UNCHANGED, Tuple
 from connectors.postgres.replication import StreamItem
 from connectors.postgres.transactions import StreamedTransactions
 from connectors.source import EVERY_PARTITION, SourceRecord
+from pipeline.core import metrics
 from pipeline.core.errors import Fatal, Poison
 from schemas.topics import HEARTBEAT_PREFIX, dead_letter_topic, message_topic, table_topic
 
@@ -308,6 +309,7 @@ class Changes:
         self._listener.row_seen(encoder.table, key)
 
     def _set_aside(self, encoder: TableEncoder, lsn: int, message: pgoutput.Message, error: Exception) -> SourceRecord:
+        metrics.connector_set_aside.labels(self._source).inc()
         body = {
             "reason": f"A row that can't be converted: {error}",
             "table": encoder.table,
