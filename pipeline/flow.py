@@ -6,18 +6,19 @@ two steps is harmless: the batch comes again, an equal version counts as changed
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pipeline import rows
-from pipeline.bundle import Assembly
+from pipeline.bundle import Assembly, RowKey
 from pipeline.dirty import Climb
 from pipeline.plan import Node, Plan
 from pipeline.relations import Links, links_of, memberships
 from pipeline.report import BatchReport, DeadLetter
 from pipeline.rows import Change, Truncation
-from pipeline.stores.store import BundleStore, RelationStore, RowStore
+from pipeline.stores.store import BundleStore, RelationRead, RelationStore, RelationView, RowStore, StoredRow
 from schemas.bundle import Stored, UnitKey
 from schemas.record import Record
 
@@ -44,9 +45,12 @@ class Flow:
         relation_store: RelationStore,
         bundle_store: BundleStore,
         limits: FlowLimits | None = None,
+        together: Callable[..., Awaitable[Any]] = asyncio.gather,
     ) -> None:
+        """`together` runs coroutines at once and gives their results; the simulation brings its own."""
         self.plan, self.rows, self.relations, self.bundles = plan, row_store, relation_store, bundle_store
         self.limits = limits or FlowLimits()
+        self._together = together
 
     async def process(self, records: Sequence[Record]) -> BatchReport:
         """Applies a batch of one partition. Raises Retryable when a store is away: call again with the same batch."""
@@ -158,9 +162,8 @@ class Flow:
                 row_keys, reads = assembly.needed()
                 if not row_keys and not reads:
                     break
-                found = await self.rows.read(row_keys) if row_keys else []
-                views = await self.relations.read(reads) if reads else []
-                report.round_trips += bool(row_keys) + bool(reads)
+                found, views = await self._read(row_keys, reads)
+                report.round_trips += 1
                 assembly.supply(found, views)
             items = []
             for (key, meta, body), counter in zip(assembly.render(), counters, strict=True):
@@ -168,6 +171,17 @@ class Flow:
                 report.bundles_written += not key.unit
                 report.fragments_written += bool(key.unit)
             await self.bundles.put(items)
+
+    async def _read(
+        self, row_keys: list[RowKey], reads: list[RelationRead]
+    ) -> tuple[list[StoredRow | None], list[RelationView]]:
+        """One level of an assembly: rows and relations are asked at once."""
+        if not row_keys or not reads:
+            return (await self.rows.read(row_keys) if row_keys else []), (
+                await self.relations.read(reads) if reads else []
+            )
+        found, views = await self._together(self.rows.read(row_keys), self.relations.read(reads))
+        return found, views
 
     async def _name_affected(self, report: BatchReport) -> None:
         """Adds to each dead letter the root keys whose bundles now lack it, as far as its key tells."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
@@ -48,7 +49,8 @@ class RedisClient:
         self.settings = settings
         self.base = f"{settings.prefix}:{settings.context}:v{settings.version}:"
         options: dict[str, Any] = {
-            "socket_timeout": settings.timeout_s,
+            # One clock runs over each whole round trip below; redis-py would start one for every answer.
+            "socket_timeout": settings.timeout_s if settings.cluster else None,
             "socket_connect_timeout": min(2.0, settings.timeout_s),
             "protocol": 2,
         }
@@ -70,7 +72,8 @@ class RedisClient:
     async def call(self, calls: Sequence[Call]) -> list[Any]:
         """All calls in one pipelined round trip, answers in order; loads the functions where a server lacks them."""
         try:
-            return await self._pipeline(calls)
+            async with asyncio.timeout(self.settings.timeout_s):
+                return await self._pipeline(calls)
         except exceptions.ResponseError as error:
             if "Function not found" not in str(error):
                 raise mapped(error) from error
@@ -78,7 +81,8 @@ class RedisClient:
             raise mapped(error) from error
         await self.load_functions()
         try:
-            return await self._pipeline(calls)
+            async with asyncio.timeout(self.settings.timeout_s):
+                return await self._pipeline(calls)
         except (exceptions.RedisError, OSError) as error:
             raise mapped(error) from error
 
@@ -87,8 +91,6 @@ class RedisClient:
             return []
         self.round_trips += 1
         self.commands += len(calls)
-        if len(calls) == 1:
-            return [await self.connection.execute_command(*_command(calls[0]))]
         if not self.settings.cluster:
             return await self._send(calls)
         pipeline = self.connection.pipeline(transaction=False)
@@ -122,7 +124,8 @@ class RedisClient:
     async def run(self, *command: Any) -> Any:
         """One plain command."""
         try:
-            return await self.connection.execute_command(*command)
+            async with asyncio.timeout(self.settings.timeout_s):
+                return await self.connection.execute_command(*command)
         except (exceptions.RedisError, OSError) as error:
             raise mapped(error) from error
 

@@ -4,43 +4,94 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import msgspec
-
+from pipeline.core.errors import ConfigError, Fatal
 from pipeline.stores.redis_bundles import RedisBundles
 from pipeline.stores.redis_client import RedisClient, RedisSettings
 from pipeline.stores.redis_marks import RedisMarks
 from pipeline.stores.redis_relations import RedisRelations
 from pipeline.stores.redis_rows import RedisRows
+from schemas.context import ContextSpec
+from schemas.definition import Definition, changed_parts, decode_definition, encode_definition
+from schemas.errors import DecodeError
+
+_PROMOTE = """
+if tonumber(redis.call('GET', KEYS[1]) or '0') < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], ARGV[1]) end
+"""
 
 
 class RedisServing:
-    """Which version of a context answers lookups, and how its `auto` sections are composed."""
+    """Which version of a context answers lookups, and what each version was built from."""
 
     def __init__(self, client: RedisClient) -> None:
         self.client = client
-        self._pointer = f"{client.settings.prefix}:{client.settings.context}:serving"
+        self._base = f"{client.settings.prefix}:{client.settings.context}:"
+        self._pointer, self._versions = f"{self._base}serving", f"{self._base}versions"
 
     async def promote(self, version: int) -> None:
         """Lookups use this version from now on, unless a newer one already serves."""
-        known = await self.current()
-        if known is None or known < version:
-            await self.client.run("SET", self._pointer, version)
+        await self.client.run("EVAL", _PROMOTE, 1, self._pointer, version)
 
     async def current(self) -> int | None:
         """The serving version; None before the first has caught up."""
         value = await self.client.run("GET", self._pointer)
         return None if value is None else int(value)
 
-    async def composition(self, proposed: dict[str, str]) -> dict[str, str]:
-        """The composition of this version: the first proposal is kept, so that all workers and lookups agree."""
-        name = self.client.key(0, "composition")
-        await self.client.run("SETNX", name, msgspec.json.encode(proposed))
-        return msgspec.json.decode(await self.client.run("GET", name), type=dict[str, str])
+    async def remember(self, spec: ContextSpec, composition: dict[str, str]) -> Definition:
+        """What this version is built from: the first definition is kept, so that all workers and lookups agree.
 
-    async def known_composition(self) -> dict[str, str] | None:
-        """What `composition` keeps, for readers; None before the first worker started."""
-        value = await self.client.run("GET", self.client.key(0, "composition"))
-        return None if value is None else msgspec.json.decode(value, type=dict[str, str])
+        Raises ConfigError when state of this version was built from a spec that makes other bundles. Description and
+        serving may change at any time: a worker's start brings the newest.
+        """
+        kept = await self.restore(spec, composition)
+        if kept.spec != spec:
+            kept = Definition(spec, kept.composition)
+            await self.client.run("SET", self._definition_key(spec.version), encode_definition(kept))
+        return kept
+
+    async def restore(self, spec: ContextSpec, composition: dict[str, str]) -> Definition:
+        """As `remember`, for a worker long at work: it brings back what Redis has lost and changes nothing else."""
+        offered = Definition(spec, composition)
+        await self.client.run("SETNX", self._definition_key(spec.version), encode_definition(offered))
+        await self.client.run("SADD", self._versions, spec.version)
+        return await self.known(spec) or offered
+
+    async def known(self, spec: ContextSpec) -> Definition | None:
+        """What `remember` keeps of this version; None before the first worker started. Raises as `remember`."""
+        kept = await self.definition(spec.version)
+        if kept is not None:
+            self._refuse_changes(spec, kept, max(await self.versions(), default=spec.version))
+        return kept
+
+    async def definition(self, version: int) -> Definition | None:
+        """For readers of any version. Raises Fatal for one that another release of ctxpipe wrote."""
+        value = await self.client.run("GET", self._definition_key(version))
+        try:
+            return None if value is None else decode_definition(value)
+        except DecodeError as error:
+            raise Fatal(
+                f"{self.client.settings.context} version {version} belongs to another release of ctxpipe: {error}"
+            ) from error
+
+    async def versions(self) -> list[int]:
+        """Every version that has state, ascending."""
+        return sorted(int(member) for member in await self.client.run("SMEMBERS", self._versions))
+
+    def _definition_key(self, version: int) -> str:
+        return f"{self._base}v{version}:{{0}}:definition"
+
+    def _refuse_changes(self, spec: ContextSpec, kept: Definition, newest: int) -> None:
+        changed = changed_parts(kept.spec, spec)
+        if changed:
+            raise ConfigError([changed_message(spec, changed, newest)])
+
+
+def changed_message(spec: ContextSpec, changed: list[str], newest: int) -> str:
+    """What a person is told who changed a spec and not its version."""
+    return (
+        f"context {spec.context}: its file differs from what version {spec.version} is built from "
+        f"({', '.join(changed)}). Write version: {newest + 1} there: the new bundles are built beside the serving ones "
+        "and take their place when complete. Or take the change back."
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ class Simulation:
 
     def _flow(self) -> Flow:
         stores = [FaultyStore(s, self.faults) for s in (self.memory.rows, self.memory.relations, self.memory.bundles)]
-        return Flow(self.plan, stores[0], stores[1], stores[2], self.limits)
+        return Flow(self.plan, stores[0], stores[1], stores[2], self.limits, _one_after_the_other)
 
     async def _consume(self, partition: Partition) -> None:
         """What the agent does with one batch: retry outages, then publish the fan-out, then the batch is done."""
@@ -142,3 +142,15 @@ class Simulation:
             for _, coroutine in self.running:
                 coroutine.close()
             self.running, self.owned, self.positions, self.lane_done = [], set(), {}, 0
+
+
+async def _one_after_the_other(*coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
+    """No event loop here: the seed alone decides who goes on. Those that a failure leaves unstarted are closed."""
+    results = []
+    try:
+        for coroutine in coroutines:
+            results.append(await coroutine)
+    finally:
+        for coroutine in coroutines:
+            coroutine.close()
+    return results
