@@ -316,7 +316,8 @@ async def test_a_broker_restart_under_load_loses_nothing(make_kafka: Callable[..
     flow, marks = NotingFlow(), IdentityMarks()
     async with running(make_app(broker.address, context, [topic], flow, marks)) as app:
         await eventually(lambda: len(flow.seen), lambda seen: seen >= 200)
-        await asyncio.to_thread(broker.restart)
+        await asyncio.to_thread(broker.kill)
+        await asyncio.to_thread(broker.start)
         await produce(broker.address, topic, 200, 2)
         await eventually(
             lambda: [marks.offsets.get((topic, number)) for number in (0, 1)],
