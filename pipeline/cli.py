@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -35,6 +36,8 @@ COMMANDS = MappingProxyType(
         "bench": "Measure, and compare with bare tools in the same run.",
     }
 )
+REPEATING = "aiokafka"
+"""A library that logs what it raises as well; we tell it once."""
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
@@ -68,6 +71,7 @@ def cli() -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; what a person can mend is told without a traceback."""
+    logging.getLogger(REPEATING).setLevel(logging.CRITICAL)
     try:
         result = cli.main(
             args=list(arguments) if arguments is not None else None, prog_name="ctxpipe", standalone_mode=False

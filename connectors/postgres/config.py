@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from pipeline.core.errors import ConfigError
 
@@ -33,6 +35,16 @@ class PostgresConfig(BaseModel):
     transaction_memory_bytes_max: int = Field(default=64 << 20, ge=1 << 16)
     spill_directory: str | None = Field(default=None, description="for large transactions; default: the system's")
     slot_wait_s: float = Field(default=20.0, ge=0, description="how long to wait for a slot that is still in use")
+
+    @field_validator("dsn")
+    @classmethod
+    def _readable(cls, value: SecretStr) -> SecretStr:
+        try:
+            conninfo_to_dict(value.get_secret_value())
+        except psycopg.ProgrammingError:
+            # The driver's words would quote the address, password and all.
+            raise ValueError("is no address; write postgresql://user:password@host:port/database") from None
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -66,4 +78,4 @@ def _sentence(name: str, item: Any) -> str:
     if item["type"] == "extra_forbidden":
         known = ", ".join(sorted(set(PostgresConfig.model_fields) - {"name"}))
         return f"{where}: unknown key. A Postgres source knows: {known}"
-    return f"{where}: {item['msg']}"
+    return f"{where}: {item['msg'].removeprefix('Value error, ')}"

@@ -24,8 +24,9 @@ class Server:
     def __init__(self, dsn: str, source: str) -> None:
         try:
             self._parameters = conninfo_to_dict(dsn)
-        except psycopg.ProgrammingError as error:
-            raise ConfigError([f"The dsn of source {source} can't be read: {error}"]) from error
+        except psycopg.ProgrammingError:
+            # The driver's words would quote the address, password and all.
+            raise ConfigError([f"The dsn of source {source} is no address of a database"]) from None
         host, port = self._parameters.get("host", "localhost"), self._parameters.get("port", 5432)
         self.database = str(self._parameters.get("dbname") or self._parameters.get("user") or "postgres")
         self.where = f"Postgres {host}:{port}/{self.database}"

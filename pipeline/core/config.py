@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, field_validator
 
@@ -61,6 +62,16 @@ class RedisConfig(ConfigPart):
     def _scheme(cls, value: str) -> str:
         if not value.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("is no Redis address; write redis://host:port/0, or rediss:// with TLS")
+        try:
+            parts = urlsplit(value)
+            fits = value.startswith("unix://") or bool(parts.hostname and parts.port != 0)
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError("has no host and port that can be read; write redis://host:port/0, with % as %25 in it")
+        database = parts.path.strip("/")
+        if not value.startswith("unix://") and database and not database.isdecimal():
+            raise ValueError(f"the database is a number, not {database!r}; write redis://host:port/0")
         return value
 
 

@@ -20,7 +20,9 @@ MESSAGE_LENGTH_MAX = 4_000
 """Characters of one message or traceback; what a driver has to say beyond is cut."""
 
 # Libraries that tell each heartbeat and rebalance at INFO.
-QUIET = ("aiokafka", "kafka", "mode", "faust", "asyncio", "uvicorn.access", "httpx")
+QUIET = ("kafka", "mode", "faust", "asyncio", "uvicorn.access", "httpx")
+# It logs what it raises as well: its errors are told once, by us.
+SILENT = ("aiokafka",)
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _COLOURS = {"DEBUG": "2", "INFO": "36", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
@@ -39,6 +41,8 @@ def configure(level: int | str = logging.INFO, style: Style = "auto", stream: IO
     root.setLevel(level)
     for name in QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    for name in SILENT:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class JsonFormatter(logging.Formatter):

@@ -85,6 +85,8 @@ def test_talkative_libraries_are_kept_quiet() -> None:
     stream = io.StringIO()
     configure(stream=stream)
     logging.getLogger("aiokafka.consumer").info("heartbeat")
+    logging.getLogger("aiokafka.consumer").error("what it raises as well")
+    logging.getLogger("faust").info("a rebalance")
     assert stream.getvalue() == ""
 
 
