@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from pipeline import sortable
+from pipeline.composition import default_composition
 from pipeline.core.errors import ConfigError
 from pipeline.counters import COUNT_OFFSET, ROWS, counter_field
 from pipeline.masks import mask
@@ -165,33 +166,6 @@ class Plan:
     @property
     def root(self) -> Node:
         return self.nodes[0]
-
-
-def default_composition(spec: ContextSpec) -> dict[str, str]:
-    """For sections left to `auto` without a measurement: a copy where one row of the parent's own key is concerned, so
-    that a change rewrites one bundle; otherwise a link, whose cost does not grow with the fan-out."""
-    choice: dict[str, str] = {}
-    for path, section, parent_entity, inside_link in _walk(spec, {}):
-        if section.compose != "auto":
-            choice[path] = section.compose
-        elif inside_link or set(section.on.values()) == set(spec.entities[parent_entity].key):
-            choice[path] = "copy"
-        else:
-            choice[path] = "link"
-    return choice
-
-
-def _walk(spec: ContextSpec, decided: Mapping[str, str]) -> Iterator[tuple[str, Section, str, bool]]:
-    """(path, section, parent's entity, inside a linked section), parents first."""
-
-    def below(sections: Mapping[str, Section], prefix: str, entity: str, inside: bool) -> Any:
-        for name, section in sections.items():
-            path = prefix + name
-            yield path, section, entity, inside
-            linked = section.compose == "link" or decided.get(path) == "link"
-            yield from below(section.sections, path + ".", section.entity, inside or linked)
-
-    yield from below(spec.sections, "", spec.root, False)
 
 
 def compile_plan(spec: ContextSpec, compose: Mapping[str, str] | None = None, mask_secret: bytes = b"") -> Plan:
@@ -448,7 +422,7 @@ def columns_by_table(spec: ContextSpec) -> dict[str, set[str]]:
         add_expression(name, entity.filter)
     add_fields(spec.root, spec.fields)
     add(spec.root, spec.tenant)
-    for _, section, parent_entity, _ in _walk(spec, {}):
+    for section, parent_entity in _walk(spec.sections, spec.root):
         add(parent_entity, *section.on.values())
         add(section.entity, *section.on, *section.group_by)
         add_fields(section.entity, section.fields)
@@ -459,6 +433,13 @@ def columns_by_table(spec: ContextSpec) -> dict[str, set[str]]:
             add(section.entity, aggregate.column, aggregate.by)
             add_expression(section.entity, aggregate.where)
     return uses
+
+
+def _walk(sections: Mapping[str, Section], entity: str) -> Iterator[tuple[Section, str]]:
+    """(section, its parent's entity), parents first."""
+    for section in sections.values():
+        yield section, entity
+        yield from _walk(section.sections, section.entity)
 
 
 def join_text(positions: tuple[int, ...]) -> JoinText:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pipeline.bundle import empty_bytes
@@ -13,28 +15,38 @@ from pipeline.lookup.compose import splice
 from pipeline.lookup.service import ServedContext
 from pipeline.plan import compile_plan
 from pipeline.stores.redis_client import RedisSettings
-from pipeline.stores.redis_store import Stores, open_stores
+from pipeline.stores.redis_store import RedisServing, Stores, changed_message, open_stores
 from pipeline.stores.store import AppliedPosition, Partition
 from schemas.bundle import ROOT_UNIT
 from schemas.context import ContextSpec
+from schemas.definition import changed_parts
 
 if TYPE_CHECKING:
     from pipeline.core.config import Config
 
 SCAN_KEYS = 1_000
 
+_LOG = logging.getLogger("ctxpipe.versions")
+
 
 @dataclass(frozen=True)
 class OpenContext:
-    """One context on its stores, as answers and as a served context."""
+    """One version of a context on its stores, as answers and as a served context (see lookup.versions.OpenVersion)."""
 
     spec: ContextSpec
     stores: Stores
     empty: Mapping[str, bytes]
 
-    @property
+    @cached_property
     def served(self) -> ServedContext:
         return ServedContext(self.spec, self.stores.reader, self.empty)
+
+    async def serving(self) -> int | None:
+        """The version that serves now."""
+        return await self.stores.serving.current()
+
+    async def close(self) -> None:
+        await self.stores.close()
 
     async def bundles(self, keys: Sequence[str]) -> list[bytes | None]:
         """See pipeline.ops.verify.Answers."""
@@ -71,9 +83,61 @@ def spec_named(contexts: Mapping[str, ContextSpec], name: str) -> ContextSpec:
     raise ConfigError([f"no context {name!r}; {hint}"])
 
 
-async def open_context(config: Config, spec: ContextSpec, timeout_s: float = 5.0) -> OpenContext:
-    """Raises Retryable when Redis is away. Close `stores` afterwards."""
-    settings = RedisSettings(
+async def open_context(
+    config: Config,
+    spec: ContextSpec,
+    timeout_s: float = 5.0,
+    version: int | None = None,
+    changes_allowed: bool = True,
+) -> OpenContext:
+    """The version that serves, with the spec that it was built from; the configured one while none serves; `version`
+    asks for another. Close it afterwards.
+
+    Raises Retryable when Redis is away, ConfigError for a version without state, and, unless `changes_allowed`, for a
+    spec that was changed while its version was not.
+    """
+    stores = await open_stores(redis_settings(config, spec, timeout_s))
+    try:
+        chosen = await _chosen(stores.serving, spec, version, changes_allowed)
+        if chosen.version != spec.version:
+            await stores.close()
+            stores = await open_stores(redis_settings(config, chosen, timeout_s))
+        plan = compile_plan(chosen)
+    except BaseException:
+        await stores.close()
+        raise
+    # Copied or linked: the bundles tell. Every section has its empty form at hand.
+    return OpenContext(chosen, stores, {node.path: empty_bytes(node) for node in plan.nodes if node.path})
+
+
+async def _chosen(serving: RedisServing, spec: ContextSpec, version: int | None, changes_allowed: bool) -> ContextSpec:
+    """The spec of the version that answers, as its state was built."""
+    wanted = version or await serving.current() or spec.version
+    definition = await serving.definition(wanted)
+    if wanted == spec.version:
+        if definition is None:
+            return spec
+        changed = changed_parts(definition.spec, spec)
+        if changed:
+            problem = changed_message(spec, changed, max(await serving.versions(), default=wanted))
+            if not changes_allowed:
+                raise ConfigError([problem])
+            _LOG.warning("%s", problem)
+        # How answers are labelled may change without a new version.
+        return definition.spec.model_copy(update={"description": spec.description, "serving": spec.serving})
+    if definition is not None:
+        return definition.spec
+    known = ", ".join(map(str, await serving.versions())) or "none"
+    problem = f"{spec.context}: Redis does not know what version {wanted} is built from; versions with state: {known}"
+    if version is not None:
+        raise ConfigError([problem])
+    _LOG.warning("%s. Answering from the configured version %d.", problem, spec.version)
+    return spec
+
+
+def redis_settings(config: Config, spec: ContextSpec, timeout_s: float = 5.0) -> RedisSettings:
+    """The corner of Redis that belongs to this version of the context."""
+    return RedisSettings(
         url=config.redis.url,
         context=spec.context,
         version=spec.version,
@@ -82,14 +146,6 @@ async def open_context(config: Config, spec: ContextSpec, timeout_s: float = 5.0
         time_to_live_s=spec.serving.time_to_live_s or 0,
         timeout_s=timeout_s,
     )
-    stores = await open_stores(settings)
-    try:
-        plan = compile_plan(spec, await stores.serving.known_composition())
-    except BaseException:
-        await stores.close()
-        raise
-    empty = {unit: empty_bytes(node) for unit, node in plan.units.items() if unit != ROOT_UNIT}
-    return OpenContext(spec, stores, empty)
 
 
 def make_reader(name: str, source: Mapping[str, Any]) -> Any:

@@ -9,14 +9,15 @@ import click
 
 if TYPE_CHECKING:
     from connectors.postgres.config import PostgresConfig
-    from connectors.postgres.fan_out import FanOut
     from connectors.source import Finding
+    from pipeline.composition import Choice
     from pipeline.core.config import Config
     from schemas.context import ContextSpec
 
 UNREACHABLE = "unreachable"
 COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "unfit": "red", UNREACHABLE: "red"}
 PING_TIMEOUT_S = 5.0
+MEASURE_TIMEOUT_S = 120.0
 
 
 @click.command()
@@ -54,14 +55,13 @@ async def _check(
 
     findings: list[Finding] = []
     topics: list[str] = []
-    costs: list[dict[str, Any]] = []
     for name in names:
         source = postgres_config(config, name)
         topics += [table_topic(name, table) for table in source.tables]
-        found = await _check_source(source, contexts)
-        findings += found
-        if all(finding.severity != UNREACHABLE for finding in found):
-            costs += await _costs(source, contexts)
+        findings += await _check_source(source, contexts)
+    reachable = all(finding.severity != UNREACHABLE for finding in findings)
+    concerned = [spec for spec in contexts.values() if {entity.source for entity in spec.entities.values()} & {*names}]
+    costs = await _costs(config, concerned) if reachable else []
     findings += await _check_kafka(config, topics)
     findings.append(_check_redis(str(config.redis.url)))
     return findings, costs
@@ -107,32 +107,37 @@ async def _check_contexts(source: PostgresConfig, specs: Iterable[ContextSpec]) 
     return findings
 
 
-async def _costs(source: PostgresConfig, contexts: Mapping[str, ContextSpec]) -> list[dict[str, Any]]:
-    """For sections left to `auto`: what copying and linking would cost, measured by SQL."""
-    from connectors.postgres.fan_out import measure_fan_out
-    from pipeline.core.errors import CtxpipeError
+async def _costs(config: Config, contexts: Iterable[ContextSpec]) -> list[dict[str, Any]]:
+    """For sections left to `auto`: what copying and linking would cost, measured by SQL, and what workers would do."""
+    from pipeline.commands._composition import measure
+    from pipeline.composition import choose
 
     rows: list[dict[str, Any]] = []
-    for spec in contexts.values():
-        try:
-            measured = await measure_fan_out(source.dsn.get_secret_value(), spec, source.name)
-        except CtxpipeError as error:
-            click.echo(f"{spec.context}: fan-out can't be measured: {error}", err=True)
-            continue
-        rows += [_cost(spec.context, path, fan_out) for path, fan_out in measured.items()]
+    for spec in contexts:
+        fan_outs, reasons = await measure(config, spec, MEASURE_TIMEOUT_S)
+        for reason in reasons:
+            click.echo(f"{spec.context}: fan-out can't be measured: {reason}", err=True)
+        choices = choose(spec, fan_outs)
+        rows += [_cost(spec.context, path, choice) for path, choice in choices.items() if _costs_differ(choice)]
     return rows
 
 
-def _cost(context: str, path: str, fan_out: FanOut) -> dict[str, Any]:
+def _costs_differ(choice: Choice) -> bool:
+    """Inside a link there is nothing to choose."""
+    return choice.section.compose == "auto" and choice.inside is None
+
+
+def _cost(context: str, path: str, choice: Choice) -> dict[str, Any]:
+    copied = choice.copied
     return {
         "context": context,
         "section": path,
-        "auto": fan_out.composition,
-        "copy_writes_per_change": round(fan_out.average, 2),
-        "copy_writes_per_change_max": fan_out.most,
-        "copy_reads_per_lookup": fan_out.reads_per_lookup("copy"),
-        "link_writes_per_change": fan_out.writes_per_change("link"),
-        "link_reads_per_lookup": fan_out.reads_per_lookup("link"),
+        "auto": choice.composition,
+        "copy_writes_per_change": None if copied is None else round(copied.average, 2),
+        "copy_writes_per_change_max": None if copied is None else copied.most,
+        "copy_reads_per_lookup": 0,
+        "link_writes_per_change": 1,
+        "link_reads_per_lookup": 1,
     }
 
 
@@ -200,10 +205,15 @@ def _show(findings: list[Finding], costs: list[dict[str, Any]], as_json: bool) -
 
 
 def _sentence(cost: Mapping[str, Any]) -> str:
+    average, most = cost["copy_writes_per_change"], cost["copy_writes_per_change_max"]
+    copied = (
+        "its table is empty or was not measured"
+        if average is None
+        else (f"copied, a change is {average:,} writes on average, {most:,} at worst")
+    )
     return (
-        f"{cost['context']}.{cost['section']}: auto means {cost['auto']}; copied, a change is "
-        f"{cost['copy_writes_per_change']} writes on average, {cost['copy_writes_per_change_max']} at worst; linked, "
-        "it is 1 write and a lookup 1 more read"
+        f"{cost['context']}.{cost['section']}: auto means {cost['auto']}; {copied}; linked, it is 1 write and a lookup "
+        "1 more read"
     )
 
 
@@ -229,6 +239,7 @@ def _tables(findings: list[Finding], costs: list[dict[str, Any]]) -> None:
             title="Composition",
         )
         for cost in costs:
-            copied = f"{cost['copy_writes_per_change']:,} ({cost['copy_writes_per_change_max']:,})"
+            average, most = cost["copy_writes_per_change"], cost["copy_writes_per_change_max"]
+            copied = "not measured" if average is None else f"{average:,} ({most:,})"
             sections.add_row(f"{cost['context']}.{cost['section']}", cost["auto"], copied, "1", "+1 per lookup")
         console.print(sections)

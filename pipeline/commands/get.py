@@ -17,16 +17,17 @@ BUDGET_MS = 5_000.0
 @click.command()
 @click.argument("context")
 @click.argument("keys", nargs=-1, required=True, metavar="KEY...")
+@click.option("--version", type=click.IntRange(min=1), metavar="N", help="Of the spec; default: the one that serves.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON per key, as the HTTP interface answers.")
 @click.option("--config", "config_path", envvar="CTXPIPE_CONFIG", default="ctxpipe.yaml", show_default=True)
-def command(context: str, keys: tuple[str, ...], as_json: bool, config_path: str) -> None:
+def command(context: str, keys: tuple[str, ...], version: int | None, as_json: bool, config_path: str) -> None:
     """Show the bundles of CONTEXT for each KEY (several key columns are joined by |).
 
     Exit code 1 when one is missing.
     """
     import asyncio
 
-    answers = asyncio.run(_answers(context, keys, config_path))
+    answers = asyncio.run(_answers(context, keys, version, config_path))
     for answer in answers:
         if as_json:
             click.echo(answer.to_json())
@@ -36,7 +37,7 @@ def command(context: str, keys: tuple[str, ...], as_json: bool, config_path: str
         click.get_current_context().exit(1)
 
 
-async def _answers(context: str, keys: tuple[str, ...], config_path: str) -> list[Answer]:
+async def _answers(context: str, keys: tuple[str, ...], version: int | None, config_path: str) -> list[Answer]:
     from pipeline.commands._contexts import open_context, spec_named
     from pipeline.core.clock import SystemClock
     from pipeline.core.config import load, load_contexts
@@ -44,14 +45,14 @@ async def _answers(context: str, keys: tuple[str, ...], config_path: str) -> lis
     from pipeline.lookup.service import LookupService, MalformedKey
 
     config = load(config_path)
-    opened = await open_context(config, spec_named(load_contexts(config), context))
+    opened = await open_context(config, spec_named(load_contexts(config), context), version=version)
     try:
         service = LookupService({context: opened.served}, SystemClock(), BUDGET_MS)
         return await service.get_many(context, keys)
     except MalformedKey as error:
         raise ConfigError([str(error)]) from None
     finally:
-        await opened.stores.close()
+        await opened.close()
 
 
 _COLOURS = {"fresh": "green", "stale": "yellow", "missing": "red", "fallback": "yellow"}

@@ -49,27 +49,44 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 async def _serve(config: Config, listener: socket.socket) -> None:
-    import contextlib
+    import asyncio
 
     import uvicorn
 
-    from pipeline.commands._contexts import open_context
+    from pipeline.commands._contexts import OpenContext, open_context
     from pipeline.core.clock import SystemClock
     from pipeline.core.config import load_contexts
+    from pipeline.core.logging import configure
     from pipeline.lookup.http import make_app
     from pipeline.lookup.service import LookupService
+    from pipeline.lookup.versions import VersionKeeper
 
-    async with contextlib.AsyncExitStack() as stack:
-        served = {}
-        for name, spec in load_contexts(config).items():
-            opened = await open_context(config, spec)
-            stack.push_async_callback(opened.stores.close)
-            served[name] = opened.served
-        app = make_app(LookupService(served, SystemClock()))
-        host, port = listener.getsockname()[:2]
-        names = ", ".join(sorted(served)) or "no context"
-        click.echo(f"serving {names} on http://{host}:{port}/v1/contexts", err=True)
-        settings = uvicorn.Config(
-            app, http="httptools", lifespan="off", log_level="warning", access_log=False, server_header=False
-        )
-        await uvicorn.Server(settings).serve(sockets=[listener])
+    specs = load_contexts(config)
+    configure()
+
+    async def open_version(name: str, version: int) -> OpenContext:
+        return await open_context(config, specs[name], version=version)
+
+    opened: dict[str, OpenContext] = {}
+    try:
+        for name, spec in specs.items():
+            opened[name] = await open_context(config, spec)
+    except BaseException:
+        for context in opened.values():
+            await context.close()
+        raise
+    service = LookupService({name: context.served for name, context in opened.items()}, SystemClock())
+    keeper = VersionKeeper(service, opened, open_version)
+    host, port = listener.getsockname()[:2]
+    names = ", ".join(f"{name} (version {context.spec.version})" for name, context in sorted(opened.items()))
+    click.echo(f"serving {names or 'no context'} on http://{host}:{port}/v1/contexts", err=True)
+    settings = uvicorn.Config(
+        make_app(service), http="httptools", lifespan="off", log_level="warning", access_log=False, server_header=False
+    )
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            keeping = tasks.create_task(keeper.run())
+            await uvicorn.Server(settings).serve(sockets=[listener])
+            keeping.cancel()
+    finally:
+        await keeper.close()

@@ -22,6 +22,7 @@ SHOWN_ROWS_MAX = 40
 @click.option("--seed", type=int, help="Makes --sample choose the same keys again.")
 @click.option("--wait", "wait_s", type=click.FloatRange(min=0), default=60.0, show_default=True, metavar="SECONDS",
               help="How long to wait for changes that are on their way.")  # fmt: skip
+@click.option("--version", type=click.IntRange(min=1), metavar="N", help="Of the spec; default: the one that serves.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object as the last line.")
 @click.option("--config", "config_path", envvar="CTXPIPE_CONFIG", default="ctxpipe.yaml", show_default=True)
 def command(
@@ -30,11 +31,13 @@ def command(
     keys: tuple[str, ...],
     seed: int | None,
     wait_s: float,
+    version: int | None,
     as_json: bool,
     config_path: str,
 ) -> None:
     """Compute the bundles of CONTEXT from the sources by SQL and compare them with what lookups answer.
 
+    While a changed spec is built, the version that serves is verified, by the spec that it was built from.
     Exit code 0: equal; 1: they differ; 3: a side is away, or changes do not arrive.
     """
     import asyncio
@@ -44,35 +47,45 @@ def command(
 
     chosen = seed if seed is not None else secrets.randbelow(2**31)
     settings = Settings(sample=sample or 0, keys=keys, seed=chosen, wait_s=wait_s)
-    result = asyncio.run(_verify(config_path, context, settings, quiet=as_json or not sys.stderr.isatty()))
+    quiet = as_json or not sys.stderr.isatty()
+    result = asyncio.run(_verify(config_path, context, settings, version, quiet))
     _report(context, result, settings, as_json)
     if result.mismatches or result.unsettled:
         click.get_current_context().exit(1)
 
 
-async def _verify(config_path: str, context: str, settings: Settings, quiet: bool) -> Verification:
+async def _verify(config_path: str, context: str, settings: Settings, version: int | None, quiet: bool) -> Verification:
     from pipeline.commands._contexts import spec_named
     from pipeline.core.config import load, load_contexts
 
     config = load(config_path)
     spec = spec_named(load_contexts(config), context)
     if quiet:
-        return await verify_context(config, spec, settings)
+        return await verify_context(config, spec, settings, version=version)
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:,}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("waiting for changes on their way", total=None)
-        return await verify_context(
-            config, spec, settings, lambda what, count: bar.update(task, description=what, completed=count)
-        )
+
+        def show(what: str, count: int) -> None:
+            bar.update(task, description=what, completed=count)
+
+        return await verify_context(config, spec, settings, show, version)
 
 
 async def verify_context(
-    config: Config, spec: ContextSpec, settings: Settings, progress: Progress = lambda what, count: None
+    config: Config,
+    spec: ContextSpec,
+    settings: Settings,
+    progress: Progress = lambda what, count: None,
+    version: int | None = None,
 ) -> Verification:
-    """Opens both sides, checks and closes them; also what the demo calls. Raises as Verifier.run."""
+    """Opens both sides, checks and closes them; also what the demo calls. `version` None: the one that serves.
+
+    Raises as Verifier.run, and ConfigError when the spec was changed and its version was not.
+    """
     from contextlib import AsyncExitStack
     from dataclasses import replace
 
@@ -83,20 +96,28 @@ async def verify_context(
     from pipeline.ops.verify import Verifier
 
     async with AsyncExitStack() as stack:
+        answers = await open_context(config, spec, version=version, changes_allowed=False)
+        stack.push_async_callback(answers.close)
+        _note_version(spec, answers.spec, version)
         readers: dict[str, Any] = {}
-        for name in sorted({entity.source for entity in spec.entities.values()}):
+        for name in sorted({entity.source for entity in answers.spec.entities.values()}):
             if name not in config.sources:
                 raise ConfigError([f"context {spec.context}: no source {name!r} in the configuration"])
             readers[name] = make_reader(name, config.sources[name])
             stack.push_async_callback(readers[name].close)
-        answers = await open_context(config, spec)
-        stack.push_async_callback(answers.stores.close)
         secret = config.mask_secret.get_secret_value() if config.mask_secret else ""
-        oracle = await Oracle.create(spec, readers, secret.encode())
+        oracle = await Oracle.create(answers.spec, readers, secret.encode())
         for hint in oracle.hints:
             click.echo(f"note: {hint}", err=True)
-        topics = await _topics(config, spec)
-        return await Verifier(oracle, answers, readers, SystemClock(), replace(settings, topics=topics), progress).run()
+        settings = replace(settings, topics=await _topics(config, answers.spec))
+        result = await Verifier(oracle, answers, readers, SystemClock(), settings, progress).run()
+        return replace(result, version=answers.spec.version)
+
+
+def _note_version(configured: ContextSpec, verified: ContextSpec, asked: int | None) -> None:
+    if asked is None and configured.version != verified.version:
+        other = f"--version {configured.version} verifies the configured one"
+        click.echo(f"note: version {verified.version} serves and is what is verified; {other}", err=True)
 
 
 async def _topics(config: Config, spec: ContextSpec) -> dict[str, dict[str, int]]:
@@ -133,6 +154,7 @@ def as_object(context: str, result: Verification) -> dict[str, Any]:
     """What `--json` prints; at most SHOWN_ROWS_MAX keys with their differences."""
     return {
         "context": context,
+        "version": result.version,
         "verified": result.verified,
         "mismatches": result.mismatches,
         "missing": result.missing,

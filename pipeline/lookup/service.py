@@ -37,20 +37,22 @@ class LookupUnavailable(Retryable):
 
 @dataclass
 class ServedContext:
-    """`empty` holds, per unit, the bytes that stand in for a fragment that does not exist (Plan.empty_bytes)."""
+    """One version of a context. `empty` holds, per unit, the bytes that stand in for a fragment that does not exist
+    (bundle.empty_bytes); `queries` counts those that read from it now."""
 
     spec: ContextSpec
     reader: BundleReader
     empty: Mapping[str, bytes]
     applied: Mapping[Partition, AppliedPosition] = field(default_factory=dict)
     applied_at_s: float | None = None
+    queries: int = 0
 
 
 class LookupService:
     """Safe for concurrent calls in one event loop. `budget_ms` replaces every spec's own, e.g. for a person waiting."""
 
     def __init__(self, contexts: Mapping[str, ServedContext], clock: Clock, budget_ms: float | None = None) -> None:
-        self._contexts, self._clock, self._budget_ms = contexts, clock, budget_ms
+        self._contexts, self._clock, self._budget_ms = dict(contexts), clock, budget_ms
 
     @property
     def specs(self) -> list[ContextSpec]:
@@ -65,6 +67,22 @@ class LookupService:
         served = self._contexts.get(context)
         if served is None:
             raise UnknownContext(f"no context {context!r} is served here")
+        # All of a query comes from one version, whatever takes over meanwhile.
+        served.queries += 1
+        try:
+            return await self._get_many(served, keys)
+        finally:
+            served.queries -= 1
+
+    def use(self, context: str, served: ServedContext) -> None:
+        """From the next query on, this version answers."""
+        self._contexts[context] = served
+
+    async def warm(self, served: ServedContext) -> None:
+        """Before `use`: raises Retryable when its store is away."""
+        await self._refresh_applied(served)
+
+    async def _get_many(self, served: ServedContext, keys: Sequence[str]) -> list[Answer]:
         if len(keys) > KEYS_MAX:
             raise MalformedKey(f"{len(keys)} keys at once; at most {KEYS_MAX} are allowed")
         for key in keys:
@@ -81,7 +99,8 @@ class LookupService:
     async def ready(self) -> dict[str, str]:
         """Context → why its lookups cannot be answered; empty when ready."""
         problems = {}
-        for name, served in self._contexts.items():
+        for name, served in list(self._contexts.items()):
+            served.queries += 1
             try:
                 async with asyncio.timeout(READY_S):
                     await served.reader.read_applied()
@@ -89,6 +108,8 @@ class LookupService:
                 problems[name] = f"the store did not answer within {READY_S:g} s"
             except CtxpipeError as error:
                 problems[name] = str(error)
+            finally:
+                served.queries -= 1
         return problems
 
     async def _refresh_applied(self, served: ServedContext) -> None:

@@ -55,7 +55,8 @@ class Settings:
 @dataclass
 class Verification:
     """`found` holds the first mismatching keys with their differences; `unsettled` keys kept changing all the time;
-    `unconfirmed` is the part of `mismatches` that was seen once only, because so much else was wrong."""
+    `unconfirmed` is the part of `mismatches` that was seen once only, because so much else was wrong; `version` is
+    the verified version of the spec."""
 
     verified: int = 0
     mismatches: int = 0
@@ -65,6 +66,7 @@ class Verification:
     unconfirmed: int = 0
     absent: int = 0
     found: list[tuple[str, list[Difference]]] = field(default_factory=list)
+    version: int = 0
 
 
 Progress = Callable[[str, int], None]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from pipeline.core.errors import ConfigError
+from pipeline.composition import adopted
+from pipeline.core.errors import ConfigError, CtxpipeError
 from pipeline.flow import Flow
-from pipeline.plan import compile_plan, default_composition
+from pipeline.plan import compile_plan
 from pipeline.report import BatchReport
 from pipeline.stores.redis_client import RedisSettings
 from pipeline.stores.redis_store import open_stores
 from pipeline.streams.app import ContextApp, ContextStream, OpenContext, StreamSettings, build_app
+from pipeline.streams.ending import end_stuck
 from schemas.context import ContextSpec
 from schemas.topics import table_topic
 
@@ -19,12 +21,13 @@ if TYPE_CHECKING:
     from pipeline.core.config import Config
 
 
-def app_for(
-    config: Config, spec: ContextSpec, on_report: Callable[[BatchReport, float], None] | None = None
-) -> ContextApp:
+NOTHING_PROPOSED: Mapping[str, str] = {}
+
+
+def app_for(config: Config, spec: ContextSpec, proposal: Mapping[str, str] = NOTHING_PROPOSED) -> ContextApp:
     """The app of a context. Raises ConfigError for a spec that does not compile; nothing connects yet."""
     compile_plan(spec)
-    return build_app(context_stream(config, spec, on_report), stream_settings(config))
+    return build_app(context_stream(config, spec, proposal=proposal), stream_settings(config))
 
 
 def stream_settings(config: Config) -> StreamSettings:
@@ -49,20 +52,29 @@ def redis_settings(config: Config, spec: ContextSpec) -> RedisSettings:
 
 
 def context_stream(
-    config: Config, spec: ContextSpec, on_report: Callable[[BatchReport, float], None] | None = None
+    config: Config,
+    spec: ContextSpec,
+    on_report: Callable[[BatchReport, float], None] | None = None,
+    proposal: Mapping[str, str] = NOTHING_PROPOSED,
 ) -> ContextStream:
-    """The topics of the context's entities, and how its stores are opened."""
+    """The topics of the context's entities, and how its stores are opened. `proposal`: how sections left to `auto`
+    shall be composed, where no worker of this version has decided before."""
     secret = config.mask_secret.get_secret_value().encode() if config.mask_secret is not None else b""
     topics = sorted({table_topic(entity.source, entity.table) for entity in spec.entities.values()})
 
     async def open_context() -> OpenContext:
         stores = await open_stores(redis_settings(config, spec))
-        # All workers of a version must compose alike: the first one's choice is kept.
-        composition = await stores.serving.composition(default_composition(spec))
-        plan = compile_plan(spec, composition, secret)
-        flow = Flow(plan, stores.rows, stores.relations, stores.bundles)
+        try:
+            # All workers of a version must compose alike: the first one's choice is kept.
+            composition = (await stores.serving.remember(spec, adopted(spec, proposal))).composition
+        except CtxpipeError:
+            await stores.close()
+            raise
+        flow = Flow(compile_plan(spec, composition, secret), stores.rows, stores.relations, stores.bundles)
 
         async def promote() -> None:
+            if (await stores.serving.restore(spec, composition)).composition != composition:
+                end_stuck("Redis lost its memory, and workers that started since compose the sections differently")
             await stores.serving.promote(spec.version)
 
         return OpenContext(flow, stores.marks, promote, stores.close)
@@ -70,7 +82,7 @@ def context_stream(
     return ContextStream(spec.context, spec.version, topics, open_context, on_report)
 
 
-def app_of_file(config_path: str, context: str) -> ContextApp:
+def app_of_file(config_path: str, context: str, proposal: Mapping[str, str] = NOTHING_PROPOSED) -> ContextApp:
     """Reads the configuration. Raises ConfigError with all its mistakes."""
     from pipeline.core.config import load, load_contexts
 
@@ -78,4 +90,4 @@ def app_of_file(config_path: str, context: str) -> ContextApp:
     contexts = load_contexts(config)
     if context not in contexts:
         raise ConfigError([f"no context {context!r} in {config_path}; it has: {', '.join(sorted(contexts)) or 'none'}"])
-    return app_for(config, contexts[context])
+    return app_for(config, contexts[context], proposal)

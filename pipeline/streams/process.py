@@ -13,6 +13,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from pipeline.core.errors import CtxpipeError
 from pipeline.core.logging import configure
 from pipeline.streams.ending import end_process
@@ -28,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs until SIGTERM or SIGINT, or until the process that started it is gone. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="pipeline.streams.process")
     parser.add_argument("--config", required=True)
+    parser.add_argument("--composition", type=msgspec.json.decode, default={}, help="section path: copy or link")
+    parser.add_argument("--metrics-port", type=int)
     parser.add_argument("context")
     chosen = parser.parse_args(arguments)
     configure()
@@ -36,10 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _use_uvloop()
     # Kafka's thread and the agents' share the interpreter lock: with Python's 5 ms each waits that long for the other.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    from pipeline.core import metrics
     from pipeline.streams.compose import app_of_file
 
     try:
-        app = app_of_file(chosen.config, chosen.context)
+        if chosen.metrics_port is not None:
+            logger.info("metrics at http://127.0.0.1:%d/metrics", metrics.serve(chosen.metrics_port))
+        app = app_of_file(chosen.config, chosen.context, chosen.composition)
     except CtxpipeError as error:
         logger.critical("%s", error)
         return error.exit_code

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from pipeline.streams.backoff import Backoff
 
@@ -103,13 +105,24 @@ class Supervisor:
                 child.kill()
 
 
-def places(config_path: str, contexts: Sequence[str], processes: int) -> list[Place]:
-    """`processes` workers for each context."""
-    return [
-        Place(
-            f"{context}/{number + 1}",
-            [sys.executable, "-m", "pipeline.streams.process", "--config", config_path, context],
-        )
-        for context in contexts
-        for number in range(processes)
-    ]
+def places(
+    config_path: str,
+    contexts: Sequence[str],
+    processes: int,
+    proposals: Mapping[str, Mapping[str, str]],
+    metrics_port: int | None = None,
+) -> list[Place]:
+    """`processes` workers for each context, each told the same proposal of how sections are composed. The first serves
+    its metrics at `metrics_port`, each other one port on; with 0 all at free ports."""
+
+    def command(context: str, place: int) -> list[str]:
+        words = [sys.executable, "-m", "pipeline.streams.process", "--config", config_path, context]
+        proposal = proposals.get(context)
+        if proposal:
+            words += ["--composition", msgspec.json.encode(proposal).decode()]
+        if metrics_port is not None:
+            words += ["--metrics-port", str(metrics_port + place if metrics_port else 0)]
+        return words
+
+    names = [(context, number + 1) for context in contexts for number in range(processes)]
+    return [Place(f"{context}/{number}", command(context, i)) for i, (context, number) in enumerate(names)]

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.composition import default_composition
 from pipeline.core.errors import ConfigError
 from pipeline.flow import Flow, FlowLimits
 from pipeline.masks import mask
-from pipeline.plan import compile_plan, default_composition
+from pipeline.plan import compile_plan
 from pipeline.stores.memory import MemoryBundles, MemoryRelations, MemoryRows
 from schemas.bundle import UnitKey
 from schemas.context import ContextSpec
