@@ -32,25 +32,30 @@ class TopicFacts(Protocol):
         """True when records leave the topic only because a newer one with their key is there."""
 
 
+_ANEW = (
+    "Build the context anew beside the old one: raise `version` in its file, have the connector send the tables again "
+    "(ctxpipe connect SOURCE --snapshot TABLE), and start the worker."
+)
+
+
 def start_position(partition: Partition, mark: int, extent: Extent, compacted: bool) -> int:
     """Where to read on: at the mark, without one at the beginning. Raises PositionLost when neither is whole."""
     name = f"{partition[0]}/{partition[1]}"
     if mark > extent.end:
         raise PositionLost(
             f"{name} ends at offset {extent.end}, but {mark} has been applied already: the topic was made anew or has "
-            "lost records. Run `ctxpipe rebuild CONTEXT` to start again from the sources."
+            f"lost records. {_ANEW}"
         )
     if mark > 0 and (mark >= extent.beginning or compacted):
         return mark
     if mark > 0:
         raise PositionLost(
             f"{name} begins at offset {extent.beginning}, but only {mark} has been applied: Kafka's retention removed "
-            "what is missing. Run `ctxpipe rebuild CONTEXT`, and keep the topic longer or compacted."
+            f"what is missing. {_ANEW} Keep the topic longer or compacted."
         )
     if extent.committed and extent.beginning > 0 and not compacted:
         raise PositionLost(
-            f"Redis holds no mark for {name} any more, and the topic begins only at offset {extent.beginning}. "
-            "Run `ctxpipe rebuild CONTEXT` to fill Redis from the sources."
+            f"Redis holds no mark for {name} any more, and the topic begins only at offset {extent.beginning}. {_ANEW}"
         )
     return extent.beginning
 
@@ -86,5 +91,5 @@ class MarkKeeper:
         if found < expected or extent.beginning > expected:
             raise PositionLost(
                 f"{partition[0]}/{partition[1]} jumped from offset {expected} to {found}: Kafka removed records before "
-                "they were read, or the topic was made anew. Run `ctxpipe rebuild CONTEXT`."
+                f"they were read, or the topic was made anew. {_ANEW}"
             )

@@ -289,7 +289,7 @@ async def test_a_topic_that_no_longer_reaches_back_ends_the_worker(kafka_bootstr
             blocked.set()
         (error, *_) = await eventually(lambda: app.ended)
     assert isinstance(error, PositionLost)
-    assert "ctxpipe rebuild" in str(error) and topic in str(error)
+    assert "--snapshot TABLE" in str(error) and topic in str(error)
     assert marks.offsets[topic, 0] <= 30
 
 

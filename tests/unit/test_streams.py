@@ -162,7 +162,7 @@ class TestStartPosition:
         ],
     )
     def test_a_hole_is_never_stepped_over(self, mark: int, extent: Extent, compacted: bool) -> None:
-        with pytest.raises(PositionLost, match="ctxpipe rebuild"):
+        with pytest.raises(PositionLost, match="--snapshot TABLE"):
             start_position(PARTITION, mark, extent, compacted)
 
 
