@@ -164,6 +164,9 @@ class PostgresReader:
             ) from error
         except psycopg.errors.InsufficientPrivilege as error:
             raise EnvironmentProblem(f"source {self._name}: {_first_line(error)}; grant SELECT to this user") from error
+        except psycopg.Error as error:
+            code = error.sqlstate or type(error).__name__
+            raise EnvironmentProblem(f"source {self._name} refuses a query: {_first_line(error)} ({code})") from error
 
     async def _connect(self) -> psycopg.AsyncConnection[Values]:
         connection = await psycopg.AsyncConnection[Values].connect(

@@ -60,14 +60,17 @@ class Server(ABC):
         """Start the process without waiting for it."""
         if self.running():
             return
-        # a process that was just killed may hold its port for a moment longer
+        self.require_free_port()
+        self.prepare()
+        self._remember(spawn(self.command(), self.log_file, self.user))
+
+    def require_free_port(self) -> None:
+        """Raises when another program holds the port; one that was just killed may hold it for a moment longer."""
         if not wait_until(lambda: port_is_free(self.port), PORT_TIMEOUT_S):
             raise EnvironmentProblem(
                 f"{self.name}: port {self.port} is in use by another program. "
                 f"End that program, or choose another port (ctxpipe up --port {self.name}=PORT)."
             )
-        self.prepare()
-        self._remember(spawn(self.command(), self.log_file, self.user))
 
     def wait_ready(self) -> None:
         """Return when the server answers; raise when its process ends or the time is up."""

@@ -131,6 +131,8 @@ class Stack:
         if wanted_port is not None:
             ports["port"] = wanted_port
         server = self._build(name, ports)
+        if wanted_port is not None:
+            server.require_free_port()
         entries[name] = {
             "address": server.address,
             "ports": ports,

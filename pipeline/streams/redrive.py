@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from schemas.record import Record
 
 REQUEST_BYTES_MAX = 64 << 20
 READ_TIMEOUT_S = 15.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class DeadLetterBox:
         self._address, self._topic = bootstrap_servers, topic
 
     async def read(self) -> list[Found]:
-        """All letters, oldest first; none when no worker has made the topic yet."""
+        """All letters, oldest first; none when no worker has made the topic yet. What is no letter is left out."""
         topics = Topics(self._address, "")
         try:
             partitions = (
@@ -47,7 +50,11 @@ class DeadLetterBox:
         found: list[Found] = []
         for (_, partition), end in sorted(ends.items()):
             records = await self._records(self._topic, partition, 0, end)
-            found += [Found(record.offset, decode_letter(record.value)) for record in records if record.value]
+            for record in records:
+                try:
+                    found.append(Found(record.offset, decode_letter(record.value or b"")))
+                except ValueError:
+                    logger.warning("%s@%d is no dead letter of ctxpipe", self._topic, record.offset)
         return found
 
     async def redrive(self, chosen: Sequence[Found]) -> list[str]:
