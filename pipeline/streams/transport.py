@@ -227,9 +227,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         async with self._offsets_lock:
             lanes = dict(self.lanes)
             finished = {lane.partition: lane.finished for lane in lanes.values() if lane.finished != lane.committed}
-            if not finished:
+            if not lanes:
                 return False
             try:
+                # Also when nothing is new: a store that lost its last writes must be noticed in quiet times too.
                 allowed = await self.keeper.release(finished)
             except Retryable as error:
                 self._note_outage(f"offsets are kept back: {error}")
@@ -240,6 +241,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                 self._end(error)
                 return False
             self._note_recovery()
+            if not allowed:
+                return False
             committed = await self._thread.commit({TP(*partition): offset for partition, offset in allowed.items()})
             if committed:
                 for partition, offset in allowed.items():
@@ -252,7 +255,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         for lane in self.lanes.values():
             lane.discard()
         await self._await_running(self.grace_s)
-        await self.commit()
+        # Not `commit`, which does nothing of its own while another one is on its way.
+        await self.force_commit()
         self._forget()
 
     async def _await_running(self, grace_s: float) -> None:
