@@ -22,7 +22,9 @@ REDIS_TIMEOUT_S = 2.0
 _LOG = logging.getLogger("ctxpipe.composition")
 
 
-async def propose(config: Config, specs: Iterable[ContextSpec]) -> dict[str, dict[str, str]]:
+async def propose(
+    config: Config, specs: Iterable[ContextSpec], timeout_s: float = MEASURE_TIMEOUT_S
+) -> dict[str, dict[str, str]]:
     """Context → a composition of its sections. Contexts that have nothing to decide, or whose version has state and
     so is decided, are left out. Raises ConfigError for a changed spec under the version number of existing state.
     """
@@ -30,7 +32,7 @@ async def propose(config: Config, specs: Iterable[ContextSpec]) -> dict[str, dic
     for spec in specs:
         if await _decided(config, spec):
             continue
-        fan_outs, reasons = await measure(config, spec)
+        fan_outs, reasons = await measure(config, spec, timeout_s)
         for reason in reasons:
             _LOG.warning("%s: sections left to auto follow the default rule: %s", spec.context, reason)
         choices = choose(spec, fan_outs)
@@ -41,9 +43,7 @@ async def propose(config: Config, specs: Iterable[ContextSpec]) -> dict[str, dic
     return proposals
 
 
-async def measure(
-    config: Config, spec: ContextSpec, timeout_s: float = MEASURE_TIMEOUT_S
-) -> tuple[dict[str, FanOut], list[str]]:
+async def measure(config: Config, spec: ContextSpec, timeout_s: float) -> tuple[dict[str, FanOut], list[str]]:
     """Fan-out by section path, from every Postgres source that answers in time; and why others gave none."""
     names = sorted({entity.source for entity in spec.entities.values()} & set(config.sources))
     found = await asyncio.gather(*(_measure_source(config, spec, name, timeout_s) for name in names))

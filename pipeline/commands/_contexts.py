@@ -114,24 +114,28 @@ async def _chosen(serving: RedisServing, spec: ContextSpec, version: int | None,
     """The spec of the version that answers, as its state was built."""
     wanted = version or await serving.current() or spec.version
     definition = await serving.definition(wanted)
-    if wanted == spec.version:
-        if definition is None:
-            return spec
-        changed = changed_parts(definition.spec, spec)
-        if changed:
-            problem = changed_message(spec, changed, max(await serving.versions(), default=wanted))
-            if not changes_allowed:
-                raise ConfigError([problem])
-            _LOG.warning("%s", problem)
-        # How answers are labelled may change without a new version.
-        return definition.spec.model_copy(update={"description": spec.description, "serving": spec.serving})
-    if definition is not None:
+    if definition is None:
+        return await _without_state(serving, spec, wanted, asked=version is not None)
+    if wanted != spec.version:
         return definition.spec
+    changed = changed_parts(definition.spec, spec)
+    if changed:
+        problem = changed_message(spec, changed, max(await serving.versions(), default=wanted))
+        if not changes_allowed:
+            raise ConfigError([problem])
+        _LOG.warning("%s", problem)
+    # How answers are labelled may change without a new version.
+    return definition.spec.model_copy(update={"description": spec.description, "serving": spec.serving})
+
+
+async def _without_state(serving: RedisServing, spec: ContextSpec, wanted: int, asked: bool) -> ContextSpec:
+    """Before the first worker of the configured version has started, that one answers, with nothing."""
     known = ", ".join(map(str, await serving.versions())) or "none"
-    problem = f"{spec.context}: Redis does not know what version {wanted} is built from; versions with state: {known}"
-    if version is not None:
+    problem = f"context {spec.context}: Redis has nothing of version {wanted}; versions with state: {known}"
+    if asked:
         raise ConfigError([problem])
-    _LOG.warning("%s. Answering from the configured version %d.", problem, spec.version)
+    if wanted != spec.version:
+        _LOG.warning("%s. Answering from the configured version %d.", problem, spec.version)
     return spec
 
 
