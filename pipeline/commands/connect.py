@@ -22,7 +22,7 @@ PROGRESS_INTERVAL_S = 5.0
 @click.option(
     "--reset", is_flag=True, help="Begin again: new slot, consumers forget all rows, everything is read anew."
 )
-@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve /metrics there; 0 takes a free port.")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve /metrics on 127.0.0.1; 0 takes a free port.")
 @click.option("--config", "config_path", envvar="CTXPIPE_CONFIG", default="ctxpipe.yaml", show_default=True)
 def command(
     source: str | None, every: bool, table: str | None, reset: bool, metrics_port: int | None, config_path: str
@@ -78,7 +78,7 @@ async def _run(configs: list[PostgresConfig], kafka: KafkaSettings, reset: bool,
 
     logs.configure()
     if metrics_port is not None:
-        click.echo(f"metrics at port {metrics.serve(metrics_port)}", err=True)
+        click.echo(f"metrics at http://127.0.0.1:{metrics.serve(metrics_port)}/metrics", err=True)
     progress = _progress()
     settings = RuntimeSettings(patient_start=False)
     if reset:

@@ -59,7 +59,7 @@ _COLOURS = {"fresh": "green", "stale": "yellow", "missing": "red", "fallback": "
 
 
 def _show(answer: Answer) -> None:
-    import json
+    import msgspec
 
     ages = ", ".join(
         f"{source} {'age unknown' if age is None else f'{age:.0f} ms old'}" for source, age in answer.age_ms.items()
@@ -68,11 +68,12 @@ def _show(answer: Answer) -> None:
     click.echo(f"{answer.context} {answer.key}: {status}, {ages}, spec version {answer.spec_version}")
     if answer.bundle is None:
         return
+    # Only set out anew, so that every number stays as it is.
+    text = msgspec.json.format(answer.bundle, indent=2).decode()
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.syntax import Syntax
 
-        text = json.dumps(json.loads(answer.bundle), indent=2, ensure_ascii=False)
         Console().print(Syntax(text, "json", background_color="default"))
     else:
-        click.echo(json.dumps(json.loads(answer.bundle), indent=2, ensure_ascii=False))
+        click.echo(text)

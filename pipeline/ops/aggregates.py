@@ -19,6 +19,7 @@ Partial = Any
 Groups = dict[str, dict[str, tuple[Values, int, list[Partial]]]]
 """Join value → group's text → (group values, rows, one partial per aggregate)."""
 
+INTEGER_DIGITS_MAX = 4_000
 _EXACT = Context(prec=400_000, traps=[Inexact], Emax=999_999_999, Emin=-999_999_999)
 
 
@@ -222,8 +223,9 @@ def _rounded(value: Fraction, places: int) -> int | Decimal:
 
 
 def plain(number: Decimal) -> int | Decimal:
-    """An int where integral, else without trailing zeros."""
-    return int(number) if number == number.to_integral_value(context=_EXACT) else _EXACT.normalize(number)
+    """An int where integral and not so long that Python refuses to print it, else without trailing zeros."""
+    integral = number == number.to_integral_value(context=_EXACT)
+    return int(number) if integral and number.adjusted() < INTEGER_DIGITS_MAX else _EXACT.normalize(number)
 
 
 def _sorted(level: Level, objects: list[Row]) -> list[Row]:

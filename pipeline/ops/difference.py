@@ -11,6 +11,7 @@ import msgspec
 
 ABSENT = "(absent)"
 SHOWN_CHARACTERS_MAX = 200
+INTEGER_DIGITS_MAX = 4_000
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
@@ -42,7 +43,12 @@ def differences(source: bytes | None, stored: bytes | None) -> list[Difference]:
 
 
 def _decode(text: bytes) -> Any:
-    return json.loads(text, parse_float=Decimal)
+    return json.loads(text, parse_float=Decimal, parse_int=_integer)
+
+
+def _integer(text: str) -> int | Decimal:
+    """Python makes no integers of more than 4300 digits from text."""
+    return int(text) if len(text) <= INTEGER_DIGITS_MAX else Decimal(text)
 
 
 def _compare(path: str, source: Any, stored: Any) -> Iterator[Difference]:

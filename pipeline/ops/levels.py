@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -193,13 +194,22 @@ def _column(name: str) -> Getter:
     return lambda row: row[name]
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text} is too large")
+    return number
+
+
 def _json_column(name: str) -> Getter:
     def get(row: Row) -> Any:
         value = row[name]
         if not isinstance(value, str):
             return value
         try:
-            parsed = json.loads(value)
+            parsed = json.loads(value, parse_float=_finite)
+            if "\\u" in value:
+                json.dumps(parsed, ensure_ascii=False).encode()  # half of a surrogate pair can't travel
         except (ValueError, RecursionError):
             return value
         return value if nested_too_deep(parsed) else parsed

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +21,17 @@ class Done(NamedTuple):
     err: str
 
     def lines(self) -> list[Any]:
-        """What `--json` printed, line by line."""
-        return [json.loads(line) for line in self.out.splitlines()]
+        """What `--json` printed, line by line; values may hold other line ends than ours."""
+        return [json.loads(line, parse_int=_integer) for line in self.out.split("\n") if line]
 
     def told(self) -> list[str]:
         """The lines of stderr that a person reads as messages."""
         return [line for line in self.err.splitlines() if line.startswith("ctxpipe: ")]
+
+
+def _integer(text: str) -> int | Decimal:
+    """Python makes no integers of more than 4300 digits from text."""
+    return int(text) if len(text) < 4000 else Decimal(text)
 
 
 def ctxpipe(*words: str, folder: Path, timeout_s: float = 60.0, **environment: str) -> Done:
