@@ -102,7 +102,7 @@ async def open_context(
         if chosen.version != spec.version:
             await stores.close()
             stores = await open_stores(redis_settings(config, chosen, timeout_s))
-        plan = compile_plan(chosen)
+        plan = compile_plan(chosen, mask_secret=config.mask_key)
     except BaseException:
         await stores.close()
         raise

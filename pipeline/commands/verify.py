@@ -105,8 +105,7 @@ async def verify_context(
                 raise ConfigError([f"context {spec.context}: no source {name!r} in the configuration"])
             readers[name] = make_reader(name, config.sources[name])
             stack.push_async_callback(readers[name].close)
-        secret = config.mask_secret.get_secret_value() if config.mask_secret else ""
-        oracle = await Oracle.create(answers.spec, readers, secret.encode())
+        oracle = await Oracle.create(answers.spec, readers, config.mask_key)
         for hint in oracle.hints:
             click.echo(f"note: {hint}", err=True)
         settings = replace(settings, topics=await _topics(config, answers.spec))

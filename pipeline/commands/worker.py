@@ -44,7 +44,7 @@ def command(contexts: tuple[str, ...], processes: int, metrics_port: int | None,
     if not chosen:
         raise ConfigError([f"{config_path} names no contexts: add some under 'contexts'"])
     for name in chosen:
-        compile_plan(known[name])
+        compile_plan(known[name], mask_secret=config.mask_key)
     configure()
     proposals = asyncio.run(propose(config, [known[name] for name in chosen]))
     stop = threading.Event()

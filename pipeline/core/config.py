@@ -90,7 +90,9 @@ class Config(ConfigPart):
     sources: dict[Name, dict[str, Any]] = Field(default_factory=dict, repr=False)
     contexts: list[str] = Field(default_factory=list, description="file patterns, relative to this file")
     serve: ServeConfig = Field(default_factory=ServeConfig)
-    mask_secret: SecretStr | None = Field(default=None, description="key of the hashes that mask: hash makes")
+    mask_secret: SecretStr | None = Field(
+        default=None, min_length=1, description="key of the hashes that mask: hash makes"
+    )
 
     _path: Path = PrivateAttr(default=Path(DEFAULT_PATH))
 
@@ -98,6 +100,11 @@ class Config(ConfigPart):
     def path(self) -> Path:
         """The file that this was read from; relative patterns start in its folder."""
         return self._path
+
+    @property
+    def mask_key(self) -> bytes:
+        """What plans hash with; load_contexts refuses specs that hash where there is none."""
+        return b"" if self.mask_secret is None else self.mask_secret.get_secret_value().encode()
 
     def shown(self) -> dict[str, Any]:
         """Everything but the secrets, for `--json` and logs."""

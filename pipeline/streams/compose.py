@@ -26,7 +26,7 @@ NOTHING_PROPOSED: Mapping[str, str] = {}
 
 def app_for(config: Config, spec: ContextSpec, proposal: Mapping[str, str] = NOTHING_PROPOSED) -> ContextApp:
     """The app of a context. Raises ConfigError for a spec that does not compile; nothing connects yet."""
-    compile_plan(spec)
+    compile_plan(spec, mask_secret=config.mask_key)
     return build_app(context_stream(config, spec, proposal=proposal), stream_settings(config))
 
 
@@ -59,7 +59,6 @@ def context_stream(
 ) -> ContextStream:
     """The topics of the context's entities, and how its stores are opened. `proposal`: how sections left to `auto`
     shall be composed, where no worker of this version has decided before."""
-    secret = config.mask_secret.get_secret_value().encode() if config.mask_secret is not None else b""
     topics = sorted({table_topic(entity.source, entity.table) for entity in spec.entities.values()})
 
     async def open_context() -> OpenContext:
@@ -70,7 +69,7 @@ def context_stream(
         except CtxpipeError:
             await stores.close()
             raise
-        flow = Flow(compile_plan(spec, composition, secret), stores.rows, stores.relations, stores.bundles)
+        flow = Flow(compile_plan(spec, composition, config.mask_key), stores.rows, stores.relations, stores.bundles)
 
         async def promote() -> None:
             if (await stores.serving.restore(spec, composition)).composition != composition:

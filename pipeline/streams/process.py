@@ -35,8 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("context")
     chosen = parser.parse_args(arguments)
     configure()
-    # aiokafka warns of every leader election and rebalance; what matters of these is logged here.
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     _use_uvloop()
     # Kafka's thread and the agents' share the interpreter lock: with Python's 5 ms each waits that long for the other.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
