@@ -32,6 +32,8 @@ from pipeline.core.errors import EnvironmentProblem, Fatal, Retryable
 from schemas.topics import dead_letter_topic
 
 BATCH_BYTES_MAX = 512 * 1024
+DELETES_KEPT_MS = str(14 * 24 * 3600 * 1000)
+"""How long compaction keeps a delete for readers that were away; a worker away longer has to build anew."""
 RECORD_OVERHEAD_BYTES = 200
 """More than the broker's own bytes around a record and its batch."""
 
@@ -109,7 +111,7 @@ class Publisher:
     async def _ensure_topics(self) -> None:
         """Creates what is missing; existing topics are taken as they are."""
         size = {"max.message.bytes": str(self._settings.message_bytes_max)}
-        compact = {"cleanup.policy": "compact", **size}
+        compact = {"cleanup.policy": "compact", "delete.retention.ms": DELETES_KEPT_MS, **size}
         small = {**compact, "segment.bytes": str(1 << 20), "min.cleanable.dirty.ratio": "0.1"}
         wanted = dict.fromkeys(self._plan.compacted, (self._settings.partitions, compact))
         wanted |= dict.fromkeys((*self._plan.plain, self._dead_letters), (1, size))

@@ -32,7 +32,6 @@ COMMANDS = MappingProxyType(
         "verify": "Compare bundles with what SQL on the sources gives.",
         "rebuild": "Build bundles anew from their sources.",
         "dlq": "Look at dead letters, and replay them.",
-        "simulate": "Run the production stages through seeded faults.",
         "bench": "Measure, and compare with bare tools in the same run.",
     }
 )

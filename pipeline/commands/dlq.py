@@ -74,9 +74,9 @@ def show_letter(chosen: tuple[str, str], number: int, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.pass_obj
 def redrive_letters(chosen: tuple[str, str], numbers: tuple[int, ...], every: bool, as_json: bool) -> None:
-    """Write the records again to their topics, to be applied after what stopped them was mended.
+    """Apply the records after all, once what stopped them was mended.
 
-    Repeating one is harmless: an older version never replaces a newer one. Exit code 1 when one could not be redriven.
+    Repeating one is harmless: an older version never replaces a newer one. Exit code 1 when one still does not work.
     """
     import asyncio
 
@@ -84,15 +84,27 @@ def redrive_letters(chosen: tuple[str, str], numbers: tuple[int, ...], every: bo
         raise click.UsageError("name the letters to redrive by their numbers, or all of them with --all")
     found = _read(chosen)
     wanted = found if every else _named(found, numbers)
-    refused = asyncio.run(_box(chosen).redrive(wanted))
+    refused = asyncio.run(_redriven(chosen, wanted))
     if as_json:
         click.echo(json.dumps({"redriven": len(wanted) - len(refused), "refused": refused}))
     else:
         for sentence in refused:
             click.echo(sentence, err=True)
-        click.echo(f"{len(wanted) - len(refused)} records redriven")
+        click.echo(f"{len(wanted) - len(refused)} records applied")
     if refused:
         click.get_current_context().exit(1)
+
+
+async def _redriven(chosen: tuple[str, str], wanted: list[Found]) -> list[str]:
+    from pipeline.core.config import load, load_contexts
+    from pipeline.streams.compose import context_stream
+
+    config = load(chosen[1])
+    opened = await context_stream(config, load_contexts(config)[chosen[0]]).open()
+    try:
+        return await _box(chosen).redrive(wanted, opened.flow)
+    finally:
+        await opened.close()
 
 
 def _box(chosen: tuple[str, str]) -> DeadLetterBox:

@@ -260,21 +260,27 @@ local function put(keys, args)
   return out
 end
 
--- KEYS: marks hash of a bucket. ARGV: the run id that took the writes, then (partition, offset) pairs.
--- Answer: the run id of this process; nothing is written where it is another.
-local function mark(keys, args)
+-- A bucket's identity: the run id of this process and a token beside the marks, which a flushed memory has lost.
+local function identity(key)
   local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
-  if args[1] == run_id then
-    for i = 2, #args, 2 do redis.call('HSET', keys[1], args[i], args[i + 1]) end
-  end
-  return run_id
+  return run_id .. ':' .. (redis.call('HGET', key, '#token') or '')
 end
 
--- KEYS: marks hash of a bucket. ARGV: partitions. Answer: run id, offsets.
+-- KEYS: marks hash of a bucket. ARGV: the identity that took the writes, then (partition, offset) pairs.
+-- Answer: the present identity; nothing is written where it is another.
+local function mark(keys, args)
+  local present = identity(keys[1])
+  if args[1] == present then
+    for i = 2, #args, 2 do redis.call('HSET', keys[1], args[i], args[i + 1]) end
+  end
+  return present
+end
+
+-- KEYS: marks hash of a bucket. ARGV: a new token, in case there is none, then partitions. Answer: identity, offsets.
 local function marks(keys, args)
-  local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
-  if #args == 0 then return { run_id, {} } end
-  return { run_id, redis.call('HMGET', keys[1], unpack(args)) }
+  redis.call('HSETNX', keys[1], '#token', args[1])
+  if #args == 1 then return { identity(keys[1]), {} } end
+  return { identity(keys[1]), redis.call('HMGET', keys[1], unpack(args, 2)) }
 end
 
 -- Bundles with their fragments, for a single node: the fragments' keys are found here. KEYS: bundle keys.
@@ -308,5 +314,5 @@ redis.register_function{ function_name = 'ctx_members_@', callback = members, fl
 redis.register_function('ctx_dirty_@', dirty)
 redis.register_function('ctx_put_@', put)
 redis.register_function('ctx_mark_@', mark)
-redis.register_function{ function_name = 'ctx_marks_@', callback = marks, flags = { 'no-writes' } }
+redis.register_function('ctx_marks_@', marks)
 redis.register_function{ function_name = 'ctx_fetch_@', callback = fetch, flags = { 'no-writes', 'allow-cross-slot-keys' } }

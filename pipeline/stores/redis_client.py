@@ -144,7 +144,7 @@ class RedisClient:
         await self.connection.aclose()
 
 
-_READS = frozenset(("rows", "value", "view", "members", "marks", "fetch"))
+_READS = frozenset(("rows", "value", "view", "members", "fetch"))
 
 
 def _command(call: Call) -> tuple[Any, ...]:

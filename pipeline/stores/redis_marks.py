@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -12,33 +13,35 @@ from pipeline.stores.store import AppliedPosition, Partition, ShardChanged
 
 
 class RedisMarks:
-    """See MarkStore. The identity of a shard is the run id of the process that answers for a bucket."""
+    """See MarkStore. A bucket is known by the run id of the process that answers, and by a token in its memory."""
 
     def __init__(self, client: RedisClient) -> None:
         self.client = client
-        self._run_ids: list[bytes] = []
+        self._identities: list[bytes] = []
         self._applied: dict[Partition, AppliedPosition] = {}
 
     async def write_marks(self, offsets: Mapping[Partition, int]) -> None:
-        if not self._run_ids:
+        if not self._identities:
             raise Retryable("marks were never read: the shards' identity is not known")
         flat = [part for partition, offset in offsets.items() for part in (partition_text(partition), offset)]
         buckets = range(self.client.settings.buckets)
         answers = await self.client.call(
-            [("mark", [self.client.key(bucket, "m")], [self._run_ids[bucket], *flat]) for bucket in buckets]
+            [("mark", [self.client.key(bucket, "m")], [self._identities[bucket], *flat]) for bucket in buckets]
         )
-        changed = [bucket for bucket in buckets if answers[bucket] != self._run_ids[bucket]]
+        changed = [bucket for bucket in buckets if answers[bucket] != self._identities[bucket]]
         if changed:
             raise ShardChanged(
-                f"{len(changed)} of {len(buckets)} buckets are answered by another Redis process than the one that took"
-                " the writes; going back to the marks"
+                f"{len(changed)} of {len(buckets)} buckets are not what took the writes: another Redis process answers,"
+                " or its memory was emptied; going back to the marks"
             )
 
     async def read_marks(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         names = [partition_text(partition) for partition in partitions]
         buckets = range(self.client.settings.buckets)
-        answers = await self.client.call([("marks", [self.client.key(bucket, "m")], names) for bucket in buckets])
-        self._run_ids = [answer[0] for answer in answers]
+        answers = await self.client.call(
+            [("marks", [self.client.key(bucket, "m")], [secrets.token_hex(8), *names]) for bucket in buckets]
+        )
+        self._identities = [answer[0] for answer in answers]
         self._applied.clear()
         smallest = {}
         for number, partition in enumerate(partitions):

@@ -1,4 +1,4 @@
-"""Dead letters after the fact: read them, and put their records back where they came from."""
+"""Dead letters after the fact: read them, and apply their records after all."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from pipeline.core.errors import EnvironmentProblem
+from pipeline.streams.handler import Stages
 from pipeline.streams.letters import Letter, decode_letter, original_record
 from pipeline.streams.topics import Topics
 from schemas.record import Record
 
-REQUEST_BYTES_MAX = 64 << 20
 READ_TIMEOUT_S = 15.0
 
 logger = logging.getLogger(__name__)
@@ -57,26 +57,22 @@ class DeadLetterBox:
                     logger.warning("%s@%d is no dead letter of ctxpipe", self._topic, record.offset)
         return found
 
-    async def redrive(self, chosen: Sequence[Found]) -> list[str]:
-        """Writes each record again to its topic and partition, in the order of its letters, durable on return. Versions
-        make a repetition harmless. Returns what could not be redriven, a sentence each."""
+    async def redrive(self, chosen: Sequence[Found], flow: Stages) -> list[str]:
+        """Applies each record again, in the order of its letters. Returns what could not be, a sentence each.
+
+        Nothing is written to the source's topic: there the record would become the newest of its key, and compaction
+        would drop the one that really is. Versions make a repetition harmless.
+        """
         refused: list[str] = []
-        try:
-            async with AIOKafkaProducer(
-                bootstrap_servers=self._address, acks="all", max_request_size=REQUEST_BYTES_MAX
-            ) as producer:
-                for found in chosen:
-                    record = await self._original(found.letter)
-                    if record is None:
-                        refused.append(
-                            f"{found.number}: too big to be kept, and {_place(found.letter)} is gone from Kafka"
-                        )
-                        continue
-                    await producer.send_and_wait(
-                        record.topic, record.value, record.key, record.partition, headers=list(record.headers)
-                    )
-        except KafkaError as error:
-            raise EnvironmentProblem(f"Kafka at {self._address} did not take the records: {error!r}") from error
+        for found in chosen:
+            record = await self._original(found.letter)
+            if record is None:
+                refused.append(f"{found.number}: too big to be kept, and {_place(found.letter)} is gone from Kafka")
+                continue
+            report = await flow.process([record])
+            for chunk in report.fan_out:
+                await flow.rebuild(chunk)
+            refused += [f"{found.number}: {letter.reason}" for letter in report.dead_letters]
         return refused
 
     async def _original(self, letter: Letter) -> Record | None:

@@ -183,6 +183,21 @@ async def test_marks_and_applied_positions(suite: Suite) -> None:
 
 
 @pytest.mark.servers
+async def test_marks_notice_an_emptied_memory(redis_url: str) -> None:
+    stores = await open_stores(RedisSettings(redis_url, "c", 1, buckets=4))
+    partition = ("s.public.t", 0)
+    await stores.marks.read_marks([partition])
+    await stores.marks.write_marks({partition: 5})
+    await stores.client.run("FLUSHALL")
+    with pytest.raises(ShardChanged, match="emptied"):
+        await stores.marks.write_marks({})
+    assert await stores.marks.read_marks([partition]) == {partition: 0}
+    await stores.marks.write_marks({partition: 9})
+    assert await stores.marks.read_marks([partition]) == {partition: 9}
+    await stores.close()
+
+
+@pytest.mark.servers
 async def test_marks_notice_another_process(make_redis: Any) -> None:
     server = make_redis(appendonly=True)
     stores = await open_stores(RedisSettings(server.address, "c", 1, buckets=4))

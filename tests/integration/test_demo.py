@@ -1,4 +1,4 @@
-"""The demo as a newcomer types it, small: one JSON object as the last line, everything verified, nothing left behind."""
+"""The demo as a newcomer types it, small: one JSON object as the last line, all verified, nothing left behind."""
 
 from __future__ import annotations
 

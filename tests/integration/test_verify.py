@@ -122,7 +122,7 @@ def configuration(redis_url: str, dsn: str) -> Any:
     return SimpleNamespace(
         redis=SimpleNamespace(url=redis_url, cluster=False, prefix="ctxpipe"),
         kafka=SimpleNamespace(bootstrap_servers="127.0.0.1:1"),
-        mask_secret=None,
+        mask_key=b"",
         sources={"nyc": {"connector": "postgres", "dsn": dsn, "tables": ["public.flights"]}},
     )
 
