@@ -13,7 +13,7 @@ from pipeline.stores.redis_client import RedisSettings
 from pipeline.stores.redis_store import open_stores
 from schemas.bundle import ROOT_UNIT, UnitKey
 
-_PAUSE_S = 0.0002
+_PAUSE_S = 0.001
 _GIVE_UP_S = 30.0
 
 
