@@ -14,14 +14,16 @@ import click
     "--changes", type=click.IntRange(100), default=6_000, show_default=True, help="Inserts and updates in all."
 )
 @click.option("--rows", type=click.IntRange(1_000, 336_776), default=20_000, show_default=True, help="Flights before.")
+@click.option("--warm-up", "warm_up_s", type=click.FloatRange(0, 600), default=20.0, show_default=True,
+              help="Seconds of the same changes before any is timed: a new broker is slow.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="A JSON object as the last line.")
 @click.option("--dir", "directory", type=click.Path(path_type=Path), default=Path(".ctxpipe/bench-freshness"))
-def command(rate: float, changes: int, rows: int, as_json: bool, directory: Path) -> None:
+def command(rate: float, changes: int, rows: int, warm_up_s: float, as_json: bool, directory: Path) -> None:
     """One connector and one worker on the flight context; each update of a flight is timed until a reader sees it."""
     import asyncio
     import json
 
-    result = asyncio.run(_measure(rate, changes, rows, directory))
+    result = asyncio.run(_measure(rate, changes, rows, warm_up_s, directory))
     if as_json:
         click.echo(json.dumps(result))
         return
@@ -29,10 +31,11 @@ def command(rate: float, changes: int, rows: int, as_json: bool, directory: Path
         click.echo(f"{name:>20}  {value}")
 
 
-async def _measure(rate: float, changes: int, rows: int, directory: Path) -> dict[str, Any]:
+async def _measure(rate: float, changes: int, rows: int, warm_up_s: float, directory: Path) -> dict[str, Any]:
     from deploy.demo.backfill import wait_until_backfilled
     from deploy.demo.data import TABLES
     from deploy.demo.harness import Harness
+    from deploy.demo.replay import departures, replay
 
     harness = Harness(directory)
     try:
@@ -43,23 +46,27 @@ async def _measure(rate: float, changes: int, rows: int, directory: Path) -> dic
         harness.write_config(("flight",))
         roles = [harness.role("connect", "nyc").start(), harness.role("worker", "flight").start()]
         await wait_until_backfilled(harness, ("flight",), rows, roles)
-        return await _replay(harness, rate, changes, rows)
+        flights = departures(rows, min(rows, round(rate * warm_up_s + changes) // 2))
+        warm, timed = flights[: -changes // 2], flights[-changes // 2 :]
+        if warm:
+            await replay(harness.dsn, warm, rate, lambda key, marker, time_ns: None)
+        return {**await _replay(harness, rate, timed), "warm_up_s": warm_up_s}
     finally:
         harness.close()
 
 
-async def _replay(harness: Any, rate: float, changes: int, rows: int) -> dict[str, Any]:
+async def _replay(harness: Any, rate: float, flights: list[dict[str, Any]]) -> dict[str, Any]:
     import asyncio
     import time
 
     from deploy.demo.freshness import FreshnessWatcher, percentile
-    from deploy.demo.replay import departures, replay
+    from deploy.demo.replay import replay
 
     watcher = FreshnessWatcher(harness.redis_settings("flight"))
     seen: list[float] = []
     started = time.monotonic()
-    task = asyncio.create_task(replay(harness.dsn, departures(rows, changes // 2), rate, watcher.expect))
-    deadline = started + changes / rate + 60
+    task = asyncio.create_task(replay(harness.dsn, flights, rate, watcher.expect))
+    deadline = started + 2 * len(flights) / rate + 60
     try:
         while not task.done() or (len(seen) < watcher.expected and time.monotonic() < deadline):
             seen += watcher.collect()

@@ -34,7 +34,7 @@ def test_apply(tmp_path: Path) -> None:
 
 
 def test_freshness(tmp_path: Path) -> None:
-    result = _bench(tmp_path, "freshness", "--rate", "100", "--changes", "200", "--rows", "1000")
+    result = _bench(tmp_path, "freshness", "--rate", "100", "--changes", "200", "--rows", "1000", "--warm-up", "1")
     assert set(result) >= {"p50_ms", "p99_ms"}
     assert result["not_seen"] == 0
     assert result["timed"] > 50
