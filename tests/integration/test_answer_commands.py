@@ -89,6 +89,16 @@ def test_get_shows_bundles(filled: str, capsys: Any) -> None:
 
 
 @pytest.mark.servers
+def test_get_shows_the_text_that_a_model_reads(filled: str, capsys: Any) -> None:
+    code, _, err = run(capsys, "get", "thing", "1", "--text", "--config", filled)
+    assert code == 2 and "declares no text" in err
+    spec = Path(filled).with_name("thing.yaml")
+    spec.write_text(CONTEXT + 'text: {template: "Thing {{ id }} is called {{ name }}.", token_budget: 3}\n')
+    code, out, _ = run(capsys, "get", "thing", "2", "--text", "--config", filled)
+    assert (code, out.splitlines()) == (0, ["Thing 2 is", "[cut to the token budget]"])
+
+
+@pytest.mark.servers
 def test_get_ends_with_1_when_a_bundle_is_missing(filled: str, capsys: Any) -> None:
     code, out, _ = run(capsys, "get", "thing", "1", "3", "--json", "--config", filled)
     assert code == 1 and json.loads(out.splitlines()[1])["status"] == "missing"
