@@ -39,6 +39,7 @@ class Workers:
     async def end(self, number: int, how: signal.Signals) -> int:
         """Ends the oldest worker and returns its exit code."""
         worker = self.running.pop(number)
+        await eventually(lambda: f"worker {worker.pid} is ready" in self.log.read_text(), timeout_s=60)
         worker.send_signal(how)
         return await asyncio.to_thread(worker.wait, 30)
 

@@ -58,7 +58,15 @@ def app(bootstrap: str, redis_url: str, context: str, topic: str) -> ContextApp:
     return build_app(ContextStream(context, 1, [topic], open_context), settings)
 
 
+async def main() -> None:
+    """Says that it is ready once it listens to signals; before, a SIGTERM would end Python without a word."""
+    running = asyncio.ensure_future(run(app(*sys.argv[1:])))
+    await asyncio.sleep(0)
+    print(f"worker {os.getpid()} is ready", flush=True)
+    await running
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(process)d %(name)s %(message)s")
-    asyncio.run(run(app(*sys.argv[1:])))
+    asyncio.run(main())
     os._exit(0)
