@@ -53,7 +53,7 @@ class Flow:
         self._together = together
 
     async def process(self, records: Sequence[Record]) -> BatchReport:
-        """Applies a batch of one partition. Raises Retryable when a store is away: call again with the same batch."""
+        """Applies records, each partition's in order. Raises Retryable when a store is away: same batch again."""
         decoded = rows.decode_batch(self.plan, records)
         report = BatchReport(dead_letters=decoded.dead_letters, applied=decoded.applied)
         for part in _split_at_truncations(decoded.changes):

@@ -71,11 +71,10 @@ async def _measure_source(config: Config, spec: ContextSpec, name: str, timeout_
 
 async def _decided(config: Config, spec: ContextSpec) -> bool:
     """Whether workers of this version have agreed before. An absent Redis is waited for by the workers, not here."""
-    from pipeline.commands._contexts import redis_settings
     from pipeline.stores.redis_client import RedisClient
-    from pipeline.stores.redis_store import RedisServing
+    from pipeline.stores.redis_store import RedisServing, context_settings
 
-    client = RedisClient(redis_settings(config, spec, REDIS_TIMEOUT_S))
+    client = RedisClient(context_settings(config, spec, REDIS_TIMEOUT_S))
     try:
         return await RedisServing(client).known(spec) is not None
     except Retryable:

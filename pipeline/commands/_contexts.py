@@ -14,8 +14,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.lookup.compose import splice
 from pipeline.lookup.service import ServedContext
 from pipeline.plan import compile_plan
-from pipeline.stores.redis_client import RedisSettings
-from pipeline.stores.redis_store import RedisServing, Stores, changed_message, open_stores
+from pipeline.stores.redis_store import RedisServing, Stores, changed_message, context_settings, open_stores
 from pipeline.stores.store import AppliedPosition, Partition
 from schemas.bundle import ROOT_UNIT
 from schemas.context import ContextSpec
@@ -96,12 +95,12 @@ async def open_context(
     Raises Retryable when Redis is away, ConfigError for a version without state, and, unless `changes_allowed`, for a
     spec that was changed while its version was not.
     """
-    stores = await open_stores(redis_settings(config, spec, timeout_s))
+    stores = await open_stores(context_settings(config, spec, timeout_s))
     try:
         chosen = await _chosen(stores.serving, spec, version, changes_allowed)
         if chosen.version != spec.version:
             await stores.close()
-            stores = await open_stores(redis_settings(config, chosen, timeout_s))
+            stores = await open_stores(context_settings(config, chosen, timeout_s))
         plan = compile_plan(chosen, mask_secret=config.mask_key)
     except BaseException:
         await stores.close()
@@ -137,19 +136,6 @@ async def _without_state(serving: RedisServing, spec: ContextSpec, wanted: int, 
     if wanted != spec.version:
         _LOG.warning("%s. Answering from the configured version %d.", problem, spec.version)
     return spec
-
-
-def redis_settings(config: Config, spec: ContextSpec, timeout_s: float = 5.0) -> RedisSettings:
-    """The corner of Redis that belongs to this version of the context."""
-    return RedisSettings(
-        url=config.redis.url,
-        context=spec.context,
-        version=spec.version,
-        cluster=config.redis.cluster,
-        prefix=config.redis.prefix,
-        time_to_live_s=spec.serving.time_to_live_s or 0,
-        timeout_s=timeout_s,
-    )
 
 
 def make_reader(name: str, source: Mapping[str, Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.core.config import Config
 from pipeline.core.errors import ConfigError, Fatal
 from pipeline.stores.redis_bundles import RedisBundles
 from pipeline.stores.redis_client import RedisClient, RedisSettings
@@ -108,6 +109,19 @@ class Stores:
 
     async def close(self) -> None:
         await self.client.close()
+
+
+def context_settings(config: Config, spec: ContextSpec, timeout_s: float = 5.0) -> RedisSettings:
+    """The corner of Redis that belongs to this version of the context."""
+    return RedisSettings(
+        url=config.redis.url,
+        context=spec.context,
+        version=spec.version,
+        cluster=config.redis.cluster,
+        prefix=config.redis.prefix,
+        time_to_live_s=spec.serving.time_to_live_s or 0,
+        timeout_s=timeout_s,
+    )
 
 
 async def open_stores(settings: RedisSettings) -> Stores:

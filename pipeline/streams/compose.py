@@ -10,8 +10,7 @@ from pipeline.core.errors import ConfigError, CtxpipeError
 from pipeline.flow import Flow
 from pipeline.plan import compile_plan
 from pipeline.report import BatchReport
-from pipeline.stores.redis_client import RedisSettings
-from pipeline.stores.redis_store import open_stores
+from pipeline.stores.redis_store import context_settings, open_stores
 from pipeline.streams.app import ContextApp, ContextStream, OpenContext, StreamSettings, build_app
 from pipeline.streams.ending import end_stuck
 from schemas.context import ContextSpec
@@ -39,18 +38,6 @@ def stream_settings(config: Config) -> StreamSettings:
     )
 
 
-def redis_settings(config: Config, spec: ContextSpec) -> RedisSettings:
-    """Redis's side."""
-    return RedisSettings(
-        url=config.redis.url,
-        context=spec.context,
-        version=spec.version,
-        cluster=config.redis.cluster,
-        prefix=config.redis.prefix,
-        time_to_live_s=spec.serving.time_to_live_s or 0,
-    )
-
-
 def context_stream(
     config: Config,
     spec: ContextSpec,
@@ -62,7 +49,7 @@ def context_stream(
     topics = sorted({table_topic(entity.source, entity.table) for entity in spec.entities.values()})
 
     async def open_context() -> OpenContext:
-        stores = await open_stores(redis_settings(config, spec))
+        stores = await open_stores(context_settings(config, spec))
         try:
             # All workers of a version must compose alike: the first one's choice is kept.
             composition = (await stores.serving.remember(spec, adopted(spec, proposal))).composition
