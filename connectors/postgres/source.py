@@ -130,7 +130,9 @@ class PostgresSource:
             )
 
     async def _from_scratch(self, position: Position) -> AsyncIterator[Batch]:
-        """The intention is stored before the slot is made: whoever comes after a crash knows that the slot is ours."""
+        """The intention is stored before the slot is made: whoever comes after a crash knows that the slot is ours.
+        The slot's start is stored before the first row is given: whoever comes then goes on from it.
+        """
         truncate = bool(position.get("truncate"))
         yield Batch([], {"state": CREATING, "truncate": truncate})
         await self._acknowledged.wait()
@@ -144,7 +146,9 @@ class PostgresSource:
         wanted = self.config.tables if self.config.snapshot == "initial" or truncate else []
         pending = {table: TableProgress() for table in wanted}
         self._base = self._new_base(identity)
+        self._acknowledged.clear()
         yield Batch(await self._truncates(lsn) if truncate else [], self._position(lsn, pending))
+        await self._acknowledged.wait()  # rows in Kafka before it would outlive their deletes if we were killed here
         if pending:
             async for batch in self._first_snapshot(lsn, snapshot, pending):
                 yield batch

@@ -26,6 +26,9 @@ INSERT INTO readings SELECT i, 'device number ' || i, 'a place with a longer nam
   i %% 1000, i %% 3 = 0, timestamptz '2026-01-01' + i * interval '1.000001 s', i / 7.0::float8
 FROM generate_series(%s::int, %s::int) i
 """
+END_READERS = "SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots WHERE database = %s AND active"
+"""Waits for them: the server lets go of a slot a moment after its reader has closed the connection."""
+DROP_SLOTS = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s"
 
 
 @click.command()
@@ -128,8 +131,8 @@ async def _database(dsn: str) -> AsyncIterator[tuple[PostgresConfig, Any]]:
             yield parse_config(name, section), connection
         finally:
             await connection.close()
-            slots = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s"
-            await admin.execute(slots, (name,))
+            await admin.execute(END_READERS, (name,))
+            await admin.execute(DROP_SLOTS, (name,))
             await admin.execute(f"DROP DATABASE {quote_name(name)} WITH (FORCE)".encode())
     finally:
         await admin.close()

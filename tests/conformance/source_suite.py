@@ -106,16 +106,31 @@ def apply(rows: dict[str, tuple[tuple[int, int], dict[str, Any] | None]], record
 
 
 class MemoryPositions:
-    """Every position that was saved, in order; `events` tells what came before what."""
+    """Every position that was saved, in order; `events` tells what came before what.
+
+    While `hold` is set nothing is saved; `held` are those that wait.
+    """
 
     def __init__(self, events: list[tuple[str, Any]] | None = None) -> None:
         self.saved: list[Position] = []
+        self.held: list[Position] = []
         self.events = events if events is not None else []
+        self._open = asyncio.Event()
+        self._open.set()
+
+    def hold(self) -> None:
+        self._open.clear()
+
+    def release(self) -> None:
+        self._open.set()
 
     async def load(self) -> Position | None:
         return self.saved[-1] if self.saved else None
 
     async def save(self, position: Position) -> None:
+        if not self._open.is_set():
+            self.held.append(position)
+        await self._open.wait()
         self.events.append(("saved", position))
         self.saved.append(position)
 
@@ -297,6 +312,21 @@ class SourceSuite:
                 seen = sink.handed_over
                 await running.until(lambda seen=seen: sink.handed_over > seen, "it reads")  # type: ignore[misc]
                 await running.crash()
+        async with Running(harness, sink, positions) as running:
+            await running.until_equal()
+
+    async def test_crash_before_the_first_position_is_stored(self, harness: Harness) -> None:
+        """Whoever comes after such a crash begins anew, and would never hear of a row deleted in between."""
+        await harness.write("INSERT INTO {table} SELECT i, 'row ' || i FROM generate_series(1, 500) i")
+        sink, positions = MemorySink(), MemoryPositions()
+        async with Running(harness, sink, positions) as running:
+            await running.until(lambda: positions.saved, "it intends to begin")
+            positions.hold()
+            await running.until(lambda: positions.held, "it has begun, and says so")
+            await asyncio.sleep(0.5)  # time to read ahead, for a source that would
+            await running.crash()
+        await harness.write("DELETE FROM {table} WHERE id <= 250")
+        positions.release()
         async with Running(harness, sink, positions) as running:
             await running.until_equal()
 

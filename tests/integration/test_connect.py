@@ -163,7 +163,7 @@ async def test_snapshot_by_command_and_reset(
         await eventually(incremental, lambda count: count == 50, what="rows read again")
         command.send(signal.SIGTERM)
         assert await command.ended() == 0
-        await harness.query("SELECT pg_drop_replication_slot(%s)", f"ctxpipe_{name}")
+        await harness.drop_slot(f"ctxpipe_{name}")
         await harness.write("DELETE FROM {table} WHERE id > 10")
         lost = await run_command("connect", name, "--config", str(path)).start()
         assert await lost.ended() == 3

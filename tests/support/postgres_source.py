@@ -71,12 +71,19 @@ class PostgresHarness:
         return {**position, "system": "1"}
 
     async def skip_ahead(self) -> None:
+        await self.query(_END_READER, self.config.slot)
         await self.query("SELECT pg_replication_slot_advance(%s, pg_current_wal_lsn())", self.config.slot)
 
     async def lose(self) -> None:
-        await self.query("SELECT pg_drop_replication_slot(%s)", self.config.slot)
+        await self.drop_slot(self.config.slot)
+
+    async def drop_slot(self, slot: str) -> None:
+        """Even if its reader closed its connection just now: the server lets go of it a moment later."""
+        await self.query(_END_READER, slot)
+        await self.query("SELECT pg_drop_replication_slot(%s)", slot)
 
 
+_END_READER = "SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots WHERE slot_name = %s AND active"
 _KEY = """
 SELECT a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey)
 WHERE i.indrelid = %s::regclass AND i.indisprimary ORDER BY a.attnum
