@@ -26,10 +26,11 @@ from aiokafka.errors import (
 
 from connectors.lanes import Lane, PendingBatch
 from connectors.partitioner import partition_of
+from connectors.set_aside import KEY_BYTES_MAX, SetAside, letter_record
 from connectors.source import EVERY_PARTITION, Finding, SourceRecord
-from pipeline.core import metrics
 from pipeline.core.errors import EnvironmentProblem, Fatal, Retryable
 from schemas.topics import dead_letter_topic
+from schemas.wire import SIZE_MAX
 
 BATCH_BYTES_MAX = 512 * 1024
 DELETES_KEPT_MS = str(14 * 24 * 3600 * 1000)
@@ -39,12 +40,15 @@ RECORD_OVERHEAD_BYTES = 200
 
 
 class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Where Kafka is and how our topics are made. `security` goes to the clients as it is (SASL, TLS)."""
+    """Where Kafka is and how our topics are made. `security` goes to the clients as it is (SASL, TLS).
+
+    `message_bytes_max`: what our topics take, as much as the workers read.
+    """
 
     bootstrap_servers: str
     partitions: int = 8
     replication_factor: int = 1
-    message_bytes_max: int = 24 * 1024 * 1024
+    message_bytes_max: int = SIZE_MAX + RECORD_OVERHEAD_BYTES
     request_timeout_s: float = 30.0
     security: dict[str, Any] = {}
 
@@ -64,6 +68,13 @@ class TopicPlan(msgspec.Struct, frozen=True):
     single: Sequence[str] = ()
 
 
+def record_bytes_max(topic_bytes: int) -> int:
+    """What key and value may have together on a topic whose max.message.bytes is `topic_bytes`: no more than the topic
+    takes, and no more than a worker reads, which would set the row aside a second time.
+    """
+    return min(topic_bytes - RECORD_OVERHEAD_BYTES, SIZE_MAX)
+
+
 class Publisher:
     """Publishes batches. Call `start`, which also creates the topics, then `publish` from one task; `stop` in the end.
 
@@ -74,13 +85,12 @@ class Publisher:
     def __init__(self, source: str, settings: KafkaSettings, plan: TopicPlan) -> None:
         self._settings = settings
         self._plan = plan
-        self._dead_letters = dead_letter_topic(source)
+        self._source = source
         self._lanes: dict[str, list[Lane]] = {}
         self._record_bytes_max: dict[str, int] = {}
         self._producer: Any = None
         self._created: set[str] = set()
         self.dead_letter_count = 0
-        self._count_set_aside = metrics.connector_set_aside.labels(source).inc
 
     async def start(self) -> None:
         self._producer = AIOKafkaProducer(
@@ -114,7 +124,7 @@ class Publisher:
         compact = {"cleanup.policy": "compact", "delete.retention.ms": DELETES_KEPT_MS, **size}
         small = {**compact, "segment.bytes": str(1 << 20), "min.cleanable.dirty.ratio": "0.1"}
         wanted = dict.fromkeys(self._plan.compacted, (self._settings.partitions, compact))
-        wanted |= dict.fromkeys((*self._plan.plain, self._dead_letters), (1, size))
+        wanted |= dict.fromkeys((*self._plan.plain, dead_letter_topic(self._source)), (1, size))
         wanted |= dict.fromkeys(self._plan.single, (1, small))
         admin = AIOKafkaAdminClient(**self._settings.client())
         with mapped_errors(self._settings.bootstrap_servers):
@@ -151,8 +161,7 @@ class Publisher:
                 sizes[name] = next((int(entry[1]) for entry in entries if entry[0] == "max.message.bytes"), 1_000_000)
         for name in names:
             partitions = await self._partitions(name)
-            size = min(sizes.get(name, 1_000_000), self._settings.message_bytes_max)
-            self._record_bytes_max[name] = size - RECORD_OVERHEAD_BYTES
+            self._record_bytes_max[name] = record_bytes_max(sizes.get(name, 1_000_000))
             self._lanes[name] = [Lane(self._producer, name, number, self._errors) for number in range(partitions)]
 
     def _errors(self) -> AbstractContextManager[None]:
@@ -199,14 +208,13 @@ class Publisher:
 
     def _set_aside(self, record: SourceRecord, size: int, limit: int) -> SourceRecord:
         self.dead_letter_count += 1
-        self._count_set_aside()
         reason = (
             f"The record has {size} bytes, ctxpipe and the topic {record.topic} take {limit} (max.message.bytes). "
             "Make the row smaller, or leave the column out of the publication."
         )
-        key = record.key[:4096]
-        body = {"reason": reason, "topic": record.topic, "key": key.decode(errors="replace"), "size": size}
-        return SourceRecord(self._dead_letters, key, msgspec.json.encode(body))
+        key = record.key[:KEY_BYTES_MAX]
+        letter = SetAside(reason=reason, topic=record.topic, key=key.decode(errors="replace"), size=size)
+        return letter_record(self._source, letter, key)
 
     async def store(self, topic: str, key: bytes, value: bytes) -> None:
         """One record to partition 0, and back only when every replica has it."""

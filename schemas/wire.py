@@ -10,7 +10,7 @@ from schemas.errors import DecodeError
 from schemas.record import Record
 
 SIZE_MAX = 16 * 1024 * 1024
-"""Longest value that is read, in bytes."""
+"""Longest value that is read, in bytes; connectors publish no longer one, but set its row aside."""
 
 OWN_VERSION = "ctxpipe-"
 """How `source.version` begins in what our own connectors write."""

@@ -124,20 +124,20 @@ async def test_kill_9_again_and_again_loses_nothing(
         assert "Traceback" not in command.output
 
 
-async def test_ten_megabytes_pass_and_thirty_are_set_aside(
+async def test_ten_megabytes_pass_and_what_no_worker_reads_is_set_aside(
     make_config: MakeConfig, run_command: Callable[..., Command], kafka_bootstrap: str, postgres_dsn: str
 ) -> None:
     name, path = make_config()
     async with PostgresHarness(postgres_dsn) as harness:
         command = await run_command("connect", name, "--config", str(path)).start()
         await harness.write("INSERT INTO {table} VALUES (1, repeat('x', 10000000))")
-        await harness.write("INSERT INTO {table} VALUES (2, repeat('y', 30000000)), (3, 'after')")
+        await harness.write("INSERT INTO {table} VALUES (2, repeat('y', 17000000)), (3, 'after')")
         await eventually(lambda: fold(kafka_bootstrap, name), lambda rows: '{"id":3}' in rows, timeout_s=60)
         rows = await fold(kafka_bootstrap, name)
         assert len(rows['{"id":1}']["v"]) == 10_000_000 and '{"id":2}' not in rows
         letters = await read_all(kafka_bootstrap, [f"ctxpipe.{name}.dead-letter"])
         body = json.loads(letters[0].value)
-        assert body["key"] == '{"id":2}' and body["size"] > 30_000_000 and "max.message.bytes" in body["reason"]
+        assert body["key"] == '{"id":2}' and body["size"] > 17_000_000 and "max.message.bytes" in body["reason"]
         command.send(signal.SIGTERM)
         assert await command.ended() == 0, command.output
 
