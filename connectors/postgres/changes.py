@@ -6,7 +6,6 @@ without I/O, for thousands of rows at a time.
 
 from __future__ import annotations
 
-import base64
 import logging
 import struct
 import time
@@ -24,14 +23,14 @@ from connectors.postgres.encoder import (
     Moment,
     TableEncoder,
     message_value,
+    unreadable_row,
 )
 from connectors.postgres.pgoutput import UNCHANGED, Tuple
 from connectors.postgres.replication import StreamItem
 from connectors.postgres.transactions import StreamedTransactions
 from connectors.source import EVERY_PARTITION, SourceRecord
-from pipeline.core import metrics
 from pipeline.core.errors import Fatal, Poison
-from schemas.topics import HEARTBEAT_PREFIX, dead_letter_topic, message_topic, table_topic
+from schemas.topics import HEARTBEAT_PREFIX, message_topic, table_topic
 
 log = logging.getLogger(__name__)
 
@@ -246,7 +245,8 @@ class Changes:
             elif isinstance(message, pgoutput.Delete):
                 self._delete(encoder, lsn, encoder.fragments(message.old), message.old_kind == "O", ())
         except (Poison, ValueError) as error:
-            self._records.append(self._set_aside(encoder, lsn, message, error))
+            values = message.old if isinstance(message, pgoutput.Delete) else message.new
+            self._records.append(unreadable_row(self._source, encoder, lsn, values, error))
 
     async def _update(self, encoder: TableEncoder, lsn: int, message: pgoutput.Update) -> None:
         old, new = message.old, message.new
@@ -308,16 +308,6 @@ class Changes:
         self._records.append(SourceRecord(encoder.topic, key, None, headers))
         self._listener.row_seen(encoder.table, key)
 
-    def _set_aside(self, encoder: TableEncoder, lsn: int, message: pgoutput.Message, error: Exception) -> SourceRecord:
-        metrics.connector_set_aside.labels(self._source).inc()
-        body = {
-            "reason": f"A row that can't be converted: {error}",
-            "table": encoder.table,
-            "lsn": lsn,
-            "row": [_shown(value) for value in (getattr(message, "new", None) or getattr(message, "old", None) or [])],
-        }
-        return SourceRecord(dead_letter_topic(self._source), encoder.topic.encode(), msgspec.json.encode(body))
-
     def _known(self, oid: int) -> TableEncoder | None:
         try:
             return self._encoders[oid]
@@ -359,10 +349,6 @@ def _filled(encoder: TableEncoder, old: Tuple, new: Tuple, whole: bool) -> Tuple
         old[index] if value is UNCHANGED and (whole or columns[index].in_identity) else value
         for index, value in enumerate(new)
     ]
-
-
-def _shown(value: bytes | None) -> str | None:
-    return None if value is None else base64.b64encode(value[:10_000]).decode()
 
 
 _SEGMENT_TAGS = b"SEcA"

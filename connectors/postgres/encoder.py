@@ -13,10 +13,13 @@ import msgspec
 from connectors.postgres.compiled import compile_row_parser
 from connectors.postgres.pgoutput import UNCHANGED, Relation, Tuple
 from connectors.postgres.values import UNAVAILABLE, Converter
+from connectors.set_aside import SetAside, letter_record
+from connectors.source import SourceRecord
 from schemas.topics import table_topic
 
 CONNECTOR_VERSION = "ctxpipe-0.1.0"
 TRUNCATE_KEY = b'{"__ctxpipe":"truncate"}'
+SHOWN_BYTES_MAX = 10_000
 HEARTBEAT_KEY = b'{"__ctxpipe":"heartbeat"}'
 
 Fragments = Sequence[bytes]
@@ -144,6 +147,18 @@ def message_value(
         "message": {"prefix": prefix, "content": base64.b64encode(content).decode()},
     }
     return _encode(body)
+
+
+def unreadable_row(source: str, encoder: TableEncoder, lsn: int, values: Tuple, error: Exception) -> SourceRecord:
+    """The letter of a row that no converter can read, in the stream or in a snapshot: the next rows go on."""
+    shown = {
+        name: None if value is None else base64.b64encode(value[:SHOWN_BYTES_MAX]).decode()
+        for name, value in zip(encoder.columns, values, strict=False)
+        if value is not UNCHANGED
+    }
+    reason = f"A row that can't be converted: {error}"
+    letter = SetAside(reason=reason, topic=encoder.topic, table=encoder.table, lsn=lsn, row=shown)
+    return letter_record(source, letter, encoder.topic.encode())
 
 
 def _object_template(columns: Sequence[str]) -> bytes:

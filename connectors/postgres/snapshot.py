@@ -11,11 +11,12 @@ import msgspec
 
 from connectors.postgres.catalog import Catalog, Table
 from connectors.postgres.copying import copy_rows, select_list
-from connectors.postgres.encoder import Moment, TableEncoder
+from connectors.postgres.encoder import Moment, TableEncoder, unreadable_row
 from connectors.postgres.errors import mapped_errors
 from connectors.postgres.pgoutput import Tuple
 from connectors.postgres.server import quote_table, quote_text
 from connectors.source import SourceRecord
+from pipeline.core.errors import Poison
 
 RANGE_PAGES = 4096
 """Pages of one range: 32 MiB of table, so that a few readers share even one large table."""
@@ -138,7 +139,7 @@ class ExportedSnapshot:
         table = item.captured.table.name
 
         async def take(rows: list[Tuple]) -> None:
-            await self._parts.put(SnapshotPart(encode_rows(item.encoder, rows, moment)))
+            await self._parts.put(SnapshotPart(encode_rows(self._source, item.encoder, rows, moment)))
             self._read[table] += len(rows)
             if self._progress is not None:
                 self._progress(table, self._read[table], max(self._estimates[table], self._read[table]))
@@ -151,12 +152,16 @@ class ExportedSnapshot:
             await self._parts.put(SnapshotPart([], table))
 
 
-def encode_rows(encoder: TableEncoder, rows: Sequence[Tuple], moment: Moment) -> list[SourceRecord]:
+def encode_rows(source: str, encoder: TableEncoder, rows: Sequence[Tuple], moment: Moment) -> list[SourceRecord]:
     """Snapshot records (op r) of rows; the change LSN is 0, so that every later change is newer."""
     records = []
     for row in rows:
-        fragments = encoder.fragments(row)
-        records.append(SourceRecord(encoder.topic, encoder.key(fragments), encoder.row("r", fragments, 0, moment)))
+        try:
+            fragments = encoder.fragments(row)
+            record = SourceRecord(encoder.topic, encoder.key(fragments), encoder.row("r", fragments, 0, moment))
+        except (Poison, ValueError) as error:
+            record = unreadable_row(source, encoder, 0, row, error)
+        records.append(record)
     return records
 
 

@@ -20,13 +20,13 @@ import msgspec
 from connectors.postgres.catalog import Catalog
 from connectors.postgres.changes import SNAPSHOT_PREFIX, WATERMARK_PREFIX
 from connectors.postgres.copying import copy_rows, select_list
-from connectors.postgres.encoder import Fragments, Moment, TableEncoder
+from connectors.postgres.encoder import Fragments, Moment, TableEncoder, unreadable_row
 from connectors.postgres.errors import mapped_errors
 from connectors.postgres.pgoutput import Tuple
 from connectors.postgres.server import quote_name, quote_table, quote_text
 from connectors.postgres.snapshot import Captured, Progress
 from connectors.source import SourceRecord
-from pipeline.core.errors import CtxpipeError
+from pipeline.core.errors import CtxpipeError, Poison
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ class _Chunk(msgspec.Struct):
     progress: TableProgress
     last: bool
     rows: dict[bytes, Fragments]
+    set_aside: list[SourceRecord]
     visible: tuple[int, int, frozenset[int]]
     """xmin, xmax and running transactions of the reader's snapshot."""
     read_time_us: int
@@ -167,7 +168,7 @@ class TableSnapshots:
     def _records(self, chunk: _Chunk, lsn: int) -> list[SourceRecord]:
         moment = Moment(lsn, chunk.read_time_us, 0, chunk.read_time_us // 1000, "incremental")
         encoder = chunk.encoder
-        return [
+        return chunk.set_aside + [
             SourceRecord(encoder.topic, key, encoder.row("r", fragments, 0, moment))
             for key, fragments in chunk.rows.items()
             if key not in self._touched
@@ -237,7 +238,7 @@ class ChunkReader:
         relation = table.relation(captured.columns)
         converters = await self._catalog.converters(relation.columns)
         encoder = TableEncoder(self._source, self._catalog.server.database, relation, table.key, converters)
-        fragments = [encoder.fragments(row) for row in rows]
+        readable, set_aside = _converted(self._source, encoder, rows)
         last = len(rows) < self._chunk_rows
         after = [(rows[-1][index] or b"").decode() for index in encoder.key_indexes] if rows else progress.after
         estimate = (await self._catalog.rows("SELECT reltuples::bigint FROM pg_class WHERE oid = %s", table.oid))[0][0]
@@ -247,7 +248,8 @@ class ChunkReader:
             encoder,
             TableProgress(after, until, progress.rows + len(rows)),
             last,
-            {encoder.key(row): row for row in fragments},
+            readable,
+            set_aside,
             _visibility(visible),
             time_us,
             estimate,
@@ -292,6 +294,21 @@ async def _copied(reader: Any, query: str) -> list[Tuple]:
 
     await copy_rows(reader, query, take)
     return rows
+
+
+def _converted(
+    source: str, encoder: TableEncoder, rows: list[Tuple]
+) -> tuple[dict[bytes, Fragments], list[SourceRecord]]:
+    """Rows by record key, and the letters of those that no converter can read."""
+    readable: dict[bytes, Fragments] = {}
+    set_aside = []
+    for row in rows:
+        try:
+            fragments = encoder.fragments(row)
+            readable[encoder.key(fragments)] = fragments
+        except (Poison, ValueError) as error:
+            set_aside.append(unreadable_row(source, encoder, 0, row, error))
+    return readable, set_aside
 
 
 def _visibility(snapshot: str) -> tuple[int, int, frozenset[int]]:

@@ -28,7 +28,7 @@ def snapshots() -> TableSnapshots:
     found = TableSnapshots("src", None, ["public.t"], never, {"public.t": TableProgress()}, 10, None)  # type: ignore[arg-type]
     rows = {key: ENCODER.fragments([b"%d" % number]) for number, key in enumerate(KEYS)}
     found._chunk = _Chunk(
-        "m", "public.t", ENCODER, TableProgress(["3"], ["9"], 4), False, rows, _visibility("100:105:102"), 1, 4
+        "m", "public.t", ENCODER, TableProgress(["3"], ["9"], 4), False, rows, [], _visibility("100:105:102"), 1, 4
     )
     return found
 
