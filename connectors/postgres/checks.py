@@ -5,6 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
+from connectors.postgres import publication as publications
 from connectors.postgres import slot as slots
 from connectors.postgres.catalog import Catalog, Table, without_key
 from connectors.postgres.config import PostgresConfig
@@ -122,20 +123,23 @@ async def _table(catalog: Catalog, config: PostgresConfig, name: str, table: Tab
 
 async def _publication(catalog: Catalog, config: PostgresConfig) -> list[Finding]:
     subject = f"publication {config.publication}"
-    exists = await catalog.rows("SELECT pubviaroot FROM pg_publication WHERE pubname = %s", config.publication)
+    exists = await catalog.rows("SELECT 1 FROM pg_publication WHERE pubname = %s", config.publication)
     if not exists:
-        create = slots.create_publication_sql(config, config.tables) + ";"
+        create = publications.create_publication_sql(config, config.tables) + ";"
         lacking = await catalog.rows(_NOT_OWNED, list(config.tables))
         if lacking:
             names = ", ".join(row[0] for row in lacking)
             message = f"it does not exist, and only the owner of {names} may publish them"
             return [Finding("unfit", subject, message, f"{create} -- as their owner")]
         return [Finding("ok", subject, "`ctxpipe connect` will create it")]
+    found = await publications.problems(catalog, config)
+    if found:
+        return [Finding("unfit", subject, problem.message, problem.mend) for problem in found]
     published = await catalog.published(config.publication)
     missing = [name for name in config.tables if name not in published]
     if not missing:
         return [Finding("ok", subject, f"covers {len(config.tables)} tables")]
-    mend = slots.add_tables_sql(config, missing) + ";"
+    mend = publications.add_tables_sql(config, missing) + ";"
     return [Finding("warning", subject, f"lacks {', '.join(missing)}; `ctxpipe connect` adds them if it may", mend)]
 
 

@@ -15,6 +15,10 @@ class SlotInUse(Retryable):
     """Another process reads from the slot."""
 
 
+class Undefined(Fatal):
+    """A table or a column that is not there, or no longer."""
+
+
 _LOST = (
     "can no longer get changes from replication slot",
     "has already been removed",
@@ -26,7 +30,7 @@ _LOST = (
 def mapped(error: Exception, where: str) -> CtxpipeError:
     """`where` names server and database, without the password."""
     state = getattr(error, "sqlstate", None) or ""
-    reason = (str(error).strip() or type(error).__name__).replace("\n", " ")
+    reason = (str(error).strip() or type(error).__name__).replace("\n", " ").rstrip(".")
     if any(phrase in reason for phrase in _LOST):
         return PositionLost(
             f"{where}: {reason}. The log that comes after our position is gone, changes in between can't be read any "
@@ -40,6 +44,18 @@ def mapped(error: Exception, where: str) -> CtxpipeError:
         return SlotInUse(f"{where}: {reason}")
     if state == "42704" and "replication slot" in reason:
         return PositionLost(f"{where}: {reason}. It was dropped; start over with: ctxpipe connect SOURCE --reset")
+    if state == "42704" and "publication" in reason:
+        return PositionLost(
+            f"{where}: {reason}. It was dropped, or made anew after our position: the log of the time "
+            "without it can't be read. Start over with: ctxpipe connect SOURCE --reset"
+        )
+    if state == "42P10" and "publication" in reason:
+        return EnvironmentProblem(
+            f"{where}: {reason}. Published with this row filter, the table would refuse UPDATE and DELETE. Filter by "
+            "columns of its key only, or first: ALTER TABLE ... REPLICA IDENTITY FULL;"
+        )
+    if state in ("42703", "42P01"):
+        return Undefined(f"{where}: {reason} (SQLSTATE {state})")
     if state == "42501":
         return EnvironmentProblem(f"{where}: {reason}. `ctxpipe check` shows the grants that are missing.")
     if state == "53400" and "replication slots" in reason:

@@ -1,5 +1,5 @@
-"""Publication and slot of a source: made once, and examined at every start, because a slot that moved without us or a
-server that is not the one we know means a gap, and a gap is never passed over in silence.
+"""The slot of a source: made once, and examined at every start, because a slot that moved without us or a server that
+is not the one we know means a gap, and a gap is never passed over in silence.
 """
 
 from __future__ import annotations
@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,14 +15,7 @@ import msgspec
 from connectors.postgres.catalog import Catalog
 from connectors.postgres.config import PostgresConfig
 from connectors.postgres.errors import SlotInUse, mapped_errors
-from connectors.postgres.server import (
-    Connection,
-    lsn_number,
-    lsn_text,
-    quote_name,
-    quote_table,
-    reader_of,
-)
+from connectors.postgres.server import Connection, lsn_number, lsn_text, quote_name, reader_of
 from connectors.source import Position
 from pipeline.core.errors import EnvironmentProblem, PositionLost
 
@@ -69,40 +61,6 @@ async def find_slot(catalog: Catalog, name: str) -> Slot | None:
         lsn_number(restart or "0/0"),
         state or "lost",
     )
-
-
-async def ensure_publication(catalog: Catalog, config: PostgresConfig) -> list[str]:
-    """Creates the publication, or adds the tables that it lacks; returns those that were added.
-
-    Every table is checked before: publishing one without a key would break UPDATE and DELETE for its owner.
-    """
-    for name in config.tables:
-        await catalog.require(name)
-    exists = await catalog.rows("SELECT 1 FROM pg_publication WHERE pubname = %s", config.publication)
-    if not exists:
-        await catalog.rows(create_publication_sql(config, config.tables))
-        return list(config.tables)
-    published = await catalog.published(config.publication)
-    missing = [name for name in config.tables if name not in published]
-    if missing:
-        await catalog.rows(add_tables_sql(config, missing))
-    return missing
-
-
-def create_publication_sql(config: PostgresConfig, tables: Sequence[str]) -> str:
-    listed = ", ".join(_with_filter(config, name) for name in tables)
-    name = quote_name(config.publication)
-    return f"CREATE PUBLICATION {name} FOR TABLE {listed} WITH (publish_via_partition_root = true)"
-
-
-def add_tables_sql(config: PostgresConfig, tables: Sequence[str]) -> str:
-    listed = ", ".join(_with_filter(config, name) for name in tables)
-    return f"ALTER PUBLICATION {quote_name(config.publication)} ADD TABLE {listed}"
-
-
-def _with_filter(config: PostgresConfig, name: str) -> str:
-    condition = config.row_filters.get(name)
-    return quote_table(name) + (f" WHERE ({condition})" if condition else "")
 
 
 async def create_slot(connection: Connection, name: str, where: str) -> tuple[int, str]:

@@ -22,6 +22,7 @@ from connectors.postgres.changes import SNAPSHOT_PREFIX, Changes
 from connectors.postgres.config import PostgresConfig
 from connectors.postgres.encoder import TRUNCATE_KEY, Moment, TableEncoder
 from connectors.postgres.heartbeat import beat
+from connectors.postgres.publication import ensure_publication
 from connectors.postgres.replication import ReplicationStream
 from connectors.postgres.server import Connection, Server
 from connectors.postgres.snapshot import Captured, ExportedSnapshot, Progress, captured_tables
@@ -138,7 +139,7 @@ class PostgresSource:
         await self._acknowledged.wait()
         await slots.require_free(self._catalog, self.config)
         await slots.drop_slot(self._catalog, self.config.slot)
-        await slots.ensure_publication(self._catalog, self.config)
+        await ensure_publication(self._catalog, self.config)
         assert self._control is not None
         identity = await slots.identify(self._control, self._server.where)
         lsn, snapshot = await slots.create_slot(self._control, self.config.slot, self._server.where)
@@ -147,7 +148,8 @@ class PostgresSource:
         pending = {table: TableProgress() for table in wanted}
         self._base = self._new_base(identity)
         self._acknowledged.clear()
-        yield Batch(await self._truncates(lsn) if truncate else [], self._position(lsn, pending))
+        truncates = await self._truncates(lsn, self.config.tables) if truncate else []
+        yield Batch(truncates, self._position(lsn, pending))
         await self._acknowledged.wait()  # rows in Kafka before it would outlive their deletes if we were killed here
         if pending:
             async for batch in self._first_snapshot(lsn, snapshot, pending):
@@ -167,10 +169,10 @@ class PostgresSource:
             else:
                 yield Batch(part.records, None, _size(part.records), moment.commit_time_us)
 
-    async def _truncates(self, lsn: int) -> list[SourceRecord]:
+    async def _truncates(self, lsn: int, tables: list[str]) -> list[SourceRecord]:
         """Consumers drop what they know: rows that were deleted meanwhile would stay for ever."""
         records = []
-        for captured in await self._captured(self.config.tables):
+        for captured in await self._captured(tables):
             relation = captured.table.relation()
             encoder = TableEncoder(self.name, self._server.database, relation, captured.table.key, [])
             value = encoder.truncate(0, _now(lsn, "true"))
@@ -182,7 +184,7 @@ class PostgresSource:
         await slots.require_free(self._catalog, self.config)
         identity = await slots.require_position(self._catalog, self._control, self.config, position)
         await self._control.close()
-        added = await slots.ensure_publication(self._catalog, self.config)
+        added = await ensure_publication(self._catalog, self.config)
         self._base = self._new_base(identity)
         pending = {
             table: msgspec.convert(progress, TableProgress)
@@ -190,8 +192,21 @@ class PostgresSource:
             if table in self.config.tables
         }
         new = [table for table in self.config.tables if table in added or table not in position["tables"]]
-        pending |= {table: TableProgress() for table in new if table not in pending}
-        self._batches = self._streaming(position["lsn"], pending)
+        if new:
+            since_xid = (await self._catalog.rows(_NEXT_XID))[0][0]
+            pending |= {table: TableProgress(since_xid=since_xid) for table in new}
+        self._batches = self._resumed(position["lsn"], pending, new, identity.lsn)
+
+    async def _resumed(
+        self, lsn: int, pending: dict[str, TableProgress], new: list[str], now_lsn: int
+    ) -> AsyncIterator[Batch]:
+        """Tables that were not captured until now may have been at an earlier time: what was deleted since is dropped
+        before they are read, as of now, because the reading comes later.
+        """
+        if new:
+            yield Batch(await self._truncates(now_lsn, new), self._position(lsn, pending))
+        async for batch in self._streaming(lsn, pending):
+            yield batch
 
     async def _streaming(self, lsn: int, pending: dict[str, TableProgress]) -> AsyncIterator[Batch]:
         self._snapshots = snapshots = TableSnapshots(
@@ -264,6 +279,7 @@ SELECT (pg_current_wal_lsn() - confirmed_flush_lsn)::bigint, (pg_current_wal_lsn
        coalesce(wal_status, 'lost')
 FROM pg_replication_slots WHERE slot_name = %s
 """
+_NEXT_XID = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
 _READABLE = """
 SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND n.nspname !~ '^(pg_|information_schema)'

@@ -33,16 +33,23 @@ log = logging.getLogger(__name__)
 RECENT_COMMITS_MAX = 20_000
 """Remembered to recognise a chunk that was read before a transaction, streamed already, became visible."""
 
+OLDER_POLL_S = 0.2
+
 KeyTexts = list[str]
 """A primary key as Postgres prints it, in key column order."""
 
 
 class TableProgress(msgspec.Struct):
-    """Stored in the position: rows up to `after` are in Kafka, the snapshot ends with `until` (None: not asked yet)."""
+    """Stored in the position: rows up to `after` are in Kafka, the snapshot ends with `until` (None: not asked yet).
+
+    `since_xid`: of a table that was just published. A transaction older than this may have written to it unpublished,
+    so that neither the stream nor a chunk read before its end would show the row.
+    """
 
     after: KeyTexts | None = None
     until: KeyTexts | None = None
     rows: int = 0
+    since_xid: int = 0
 
 
 class _Signal(msgspec.Struct):
@@ -55,7 +62,6 @@ class _Signal(msgspec.Struct):
 
 
 class _Chunk(msgspec.Struct):
-    mark: str
     table: str
     encoder: TableEncoder
     progress: TableProgress
@@ -93,7 +99,8 @@ class TableSnapshots:
         self._describe = describe
         self._chunk_rows = chunk_rows
         self._progress = progress
-        self._low: tuple[str, str, int] | None = None
+        self._mark = ""
+        self._low: tuple[str, int] | None = None
         self._touched: set[bytes] = set()
         self._truncated = False
         self._chunk: _Chunk | None = None
@@ -121,7 +128,7 @@ class TableSnapshots:
     # the stream's side
 
     def row_seen(self, table: str, key: bytes | None) -> None:
-        if self.watching and self._low is not None and table == self._low[1]:
+        if self.watching and self._low is not None and table == self._low[0]:
             if key is None:
                 self._truncated = True
             else:
@@ -142,20 +149,21 @@ class TableSnapshots:
             self.pending.setdefault(body.table, TableProgress())
             self._wanted.set()
             return []
+        if body.mark != self._mark:
+            return []  # of a predecessor, that died or has not noticed yet that it is none: our window stays open
         if body.kind == "low":
-            self._low = (body.mark, body.table, lsn)
+            self._low = (body.table, lsn)
             self._touched, self._truncated, self.watching = set(), False, True
             return []
-        return self._pass_on(body.mark, lsn)
+        return self._pass_on(lsn)
 
-    def _pass_on(self, mark: str, lsn: int) -> list[SourceRecord]:
+    def _pass_on(self, lsn: int) -> list[SourceRecord]:
         """The high watermark: what is left of the chunk is as of here."""
         chunk, low = self._chunk, self._low
+        assert chunk is not None and low is not None, "the marks are written around the reading"
         self.watching = False
-        if chunk is None or low is None or chunk.mark != mark or low[0] != mark:
-            return []  # a mark of a predecessor that died, or one whose low mark came before our start
         records: list[SourceRecord] = []
-        if any(at < low[2] and not _sees(chunk.visible, xid) for xid, at in self._recent):
+        if any(at < low[1] and not _sees(chunk.visible, xid) for xid, at in self._recent):
             self.chunks_repeated += 1  # read before a transaction became visible that had already streamed by
         else:
             if not self._truncated:
@@ -192,21 +200,30 @@ class TableSnapshots:
                 await self._wanted.wait()
                 while self.pending:
                     table = next(iter(self.pending))
+                    await self._older_ended(self.pending[table].since_xid)
                     await self._one_chunk(reader, await self._describe(table))
                 self._wanted.clear()
         finally:
             await reader.close()
 
     async def _one_chunk(self, reader: ChunkReader, captured: Captured) -> None:
-        table, mark = captured.table.name, uuid.uuid4().hex
+        table, self._mark = captured.table.name, uuid.uuid4().hex
         self._passed.clear()
-        await self._write_mark("low", mark, table)
-        self._chunk = await reader.read(captured, self.pending[table], mark)
-        await self._write_mark("high", mark, table)
+        await self._write_mark("low", table)
+        self._chunk = await reader.read(captured, self.pending[table])
+        await self._write_mark("high", table)
         await self._passed.wait()
 
-    async def _write_mark(self, kind: str, mark: str, table: str) -> None:
-        content = {"source": self._source, "kind": kind, "mark": mark, "table": table}
+    async def _older_ended(self, xid: int) -> None:
+        """Waits until every transaction older than `xid` has ended; those that write elsewhere count, too."""
+        while True:
+            oldest = (await self._catalog.rows(_OLDEST))[0][0]
+            if oldest >= xid:
+                return
+            await asyncio.sleep(OLDER_POLL_S)
+
+    async def _write_mark(self, kind: str, table: str) -> None:
+        content = {"source": self._source, "kind": kind, "mark": self._mark, "table": table}
         await emit_message(self._catalog, WATERMARK_PREFIX, content)
 
 
@@ -224,7 +241,7 @@ class ChunkReader:
             with suppress(TimeoutError):
                 await self._reader.close(timeout=2)
 
-    async def read(self, captured: Captured, progress: TableProgress, mark: str) -> _Chunk:
+    async def read(self, captured: Captured, progress: TableProgress) -> _Chunk:
         """The next rows after `progress`, as one consistent read; its last chunk may be empty."""
         if self._reader is None:
             self._reader = await self._catalog.server.connect_reader()
@@ -243,7 +260,6 @@ class ChunkReader:
         after = [(rows[-1][index] or b"").decode() for index in encoder.key_indexes] if rows else progress.after
         estimate = (await self._catalog.rows("SELECT reltuples::bigint FROM pg_class WHERE oid = %s", table.oid))[0][0]
         return _Chunk(
-            mark,
             table.name,
             encoder,
             TableProgress(after, until, progress.rows + len(rows)),
@@ -325,3 +341,4 @@ def _sees(visible: tuple[int, int, frozenset[int]], xid: int) -> bool:
 
 
 _VISIBLE = "SELECT pg_current_snapshot()::text, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+_OLDEST = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"

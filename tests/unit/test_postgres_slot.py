@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from connectors.postgres.errors import SlotInUse, mapped
+from connectors.postgres.errors import SlotInUse, Undefined, mapped
 from connectors.postgres.server import application_name, lsn_number, lsn_text, quote_table, quote_text, reader_of
 from connectors.postgres.slot import Identity, _require_history
 from pipeline.core.errors import EnvironmentProblem, Fatal, PositionLost, Retryable
@@ -54,6 +54,9 @@ class FakeError(Exception):
         ('can no longer get changes from replication slot "s"', "55000", PositionLost),
         ("requested WAL segment 00001 has already been removed", "58P01", PositionLost),
         ('replication slot "s" does not exist', "42704", PositionLost),
+        ('publication "p" does not exist', "42704", PositionLost),
+        ("Column used in the publication WHERE expression is not part of ...", "42P10", EnvironmentProblem),
+        ('column "v" does not exist', "42703", Undefined),
         ('password authentication failed for user "u"', "28P01", EnvironmentProblem),
         ('database "x" does not exist', "3D000", EnvironmentProblem),
         ("permission denied for table t", "42501", EnvironmentProblem),

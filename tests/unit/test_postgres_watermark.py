@@ -28,8 +28,9 @@ def snapshots() -> TableSnapshots:
     found = TableSnapshots("src", None, ["public.t"], never, {"public.t": TableProgress()}, 10, None)  # type: ignore[arg-type]
     rows = {key: ENCODER.fragments([b"%d" % number]) for number, key in enumerate(KEYS)}
     found._chunk = _Chunk(
-        "m", "public.t", ENCODER, TableProgress(["3"], ["9"], 4), False, rows, [], _visibility("100:105:102"), 1, 4
+        "public.t", ENCODER, TableProgress(["3"], ["9"], 4), False, rows, [], _visibility("100:105:102"), 1, 4
     )
+    found._mark = "m"
     return found
 
 
@@ -77,10 +78,22 @@ async def test_marks_of_others_and_of_the_dead_are_ignored() -> None:
     found = snapshots()
     assert mark(found, "high", 40, "of a predecessor") == []
     mark(found, "low", 50, "of a predecessor")
-    assert mark(found, "high", 60, "of a predecessor") == []
+    assert mark(found, "high", 60, "of a predecessor") == [] and not found.watching
     body = msgspec.json.encode({"source": "other", "table": "public.x"})
     assert list(found.message(SNAPSHOT_PREFIX, body, 1)) == [] and list(found.pending) == ["public.t"]
     await asyncio.sleep(0)
+
+
+async def test_marks_of_a_predecessor_that_still_runs_leave_our_window_open() -> None:
+    """It was suspended between its marks: what streams by after them must not be lost on our chunk, nor the chunk."""
+    found = snapshots()
+    mark(found, "low", 50)
+    mark(found, "low", 60, "of a zombie")
+    mark(found, "high", 70, "of a zombie")
+    assert found.watching
+    found.row_seen("public.t", KEYS[1])
+    assert [record.key for record in mark(found, "high", 90)] == [KEYS[0], KEYS[2], KEYS[3]]
+    assert found._passed.is_set()
 
 
 def test_visibility_across_the_wrap_of_transaction_ids() -> None:
