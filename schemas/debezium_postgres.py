@@ -80,7 +80,7 @@ def _own(
         if before is not None:
             before = {column: value for column, value in before.items() if value != _PLACEHOLDER}
     event = _event(source, operation, key, row, before, unavailable)
-    return _with_key_change(event, record, {}) if record.headers else event
+    return _with_key_change(event, record, RowConverters(), {}) if record.headers else event
 
 
 def _foreign(
@@ -95,14 +95,15 @@ def _foreign(
     """Debezium's values become canonical, by the schema around them or by the declared types."""
     converters = row_converters(envelope.schema, declared)
     key, key_schema = keyed
-    by_key = key_converters(key_schema, declared)
+    # A key converter without schemas writes the key's values in the same forms as the row's.
+    by_key = converters if key_schema is None else key_converters(key_schema, declared)
     unavailable = _NONE_UNAVAILABLE
     if row is not None:
         unavailable = frozenset([column for column, value in row.items() if values.is_unavailable(value)])
         row = _canonical(row, converters, unavailable)
     before = _known_before(envelope.before, key, converters) if envelope.before else None
     event = _event(source, operation, _canonical(key, by_key, _NONE_UNAVAILABLE), row, before, unavailable)
-    return _with_key_change(event, record, declared) if record.headers else event
+    return _with_key_change(event, record, by_key, declared) if record.headers else event
 
 
 def _known_before(before: Row, key: Row, converters: RowConverters) -> Row:
@@ -203,16 +204,20 @@ def _checked(major: int, minor: int) -> str:
     return version_of(major, minor)
 
 
-def _with_key_change(event: ChangeEvent, record: Record, declared: Mapping[str, str]) -> ChangeEvent:
+def _with_key_change(
+    event: ChangeEvent, record: Record, by_key: RowConverters, declared: Mapping[str, str]
+) -> ChangeEvent:
     """A primary-key change is a delete that names the new key and a create that names the old one."""
     for name, content in record.headers:
         if name == NEW_KEY_HEADER and event.operation is Operation.DELETE:
-            return msgspec.structs.replace(event, new_key=_header_key(content, declared))
+            return msgspec.structs.replace(event, new_key=_header_key(content, by_key, declared))
         if name == OLD_KEY_HEADER and event.operation is Operation.CREATE:
-            return msgspec.structs.replace(event, old_key=_header_key(content, declared))
+            return msgspec.structs.replace(event, old_key=_header_key(content, by_key, declared))
     return event
 
 
-def _header_key(content: bytes, declared: Mapping[str, str]) -> Row | None:
+def _header_key(content: bytes, by_key: RowConverters, declared: Mapping[str, str]) -> Row | None:
+    """Connect's usual header converter writes no schema, whatever the key's does."""
     key, schema = parse_key(content)
-    return None if key is None else _canonical(key, key_converters(schema, declared), _NONE_UNAVAILABLE)
+    converters = by_key if schema is None else key_converters(schema, declared)
+    return None if key is None else _canonical(key, converters, _NONE_UNAVAILABLE)

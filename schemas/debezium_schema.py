@@ -94,13 +94,21 @@ def _of_struct(schema: Any, declared: Mapping[str, str]) -> RowConverters:
         for field in schema["fields"]:
             column = field["field"]
             names[column] = str(field.get("name") or field["type"])[:100]
-            hstore = declared.get(column) == "hstore"
-            by_column[column] = values.hstore if hstore else _converter(field)
+            by_column[column] = _declared_over(declared.get(column, ""), field) or _converter(field)
             if field.get("default") is not None:
                 defaults[column] = field["default"]
     except (KeyError, TypeError, AttributeError, ValueError):
         raise DecodeError("the schema around the row is no Kafka Connect struct") from None
     return RowConverters(by_column, defaults, names)
+
+
+def _declared_over(declared: str, field: Mapping[str, Any]) -> Converter | None:
+    """The declared type matters where the schema says less: an hstore as JSON text, a decimal as text or a float."""
+    if declared == "hstore":
+        return values.hstore
+    if declared.startswith(("decimal", "numeric")) and field["type"] in ("string", "double") and not field.get("name"):
+        return values.decimal
+    return None
 
 
 def _converter(field: Mapping[str, Any]) -> Converter | None:
@@ -153,4 +161,5 @@ _BY_NAME: dict[str, Converter | None] = {
     "io.debezium.data.geometry.Geography": values.geometry,
     "io.debezium.data.DoubleVector": values.vector,
     "io.debezium.data.FloatVector": values.vector,
+    "io.debezium.data.SparseDoubleVector": values.sparse_vector,
 }

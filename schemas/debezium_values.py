@@ -11,6 +11,7 @@ import hashlib
 import re
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from decimal import Context, Decimal
 from typing import Any
 
@@ -40,13 +41,17 @@ _PLACEHOLDER_MAP = {PLACEHOLDER: PLACEHOLDER}
 _SCALE_MAX = 20_000
 _BYTES_MAX = 60_000
 _WIDE = Context(prec=200_000, Emax=999_999, Emin=-999_999)
-_INFINITIES = {
-    9223372036825200000: "infinity",
-    -9223372036832400000: "-infinity",
-    9223372036854775807: "infinity",
-    -9223372036854775808: "-infinity",
+_INFINITIES_US = {9223372036825200000: "infinity", -9223372036832400000: "-infinity"}
+"""The driver's infinities, which Debezium takes for microseconds before it converts them to the column's unit."""
+_INFINITIES = {**_INFINITIES_US, 9223372036854775807: "infinity", -9223372036854775808: "-infinity"}
+_DATE_INFINITIES = {
+    2147483647: "infinity",
+    -2147483648: "-infinity",
+    -2147472692: "infinity",  # Debezium's POSITIVE_INFINITY_LOCAL_DATE; no date of Postgres is so early
+    -2147472691: "-infinity",
 }
-_DATE_INFINITIES = {2147483647: "infinity", -2147483648: "-infinity"}
+_BITS_PADDED_MAX = 1_000_000
+"""Longest `bit(n)` that is filled up with zeros; an unlimited `bit varying` claims two billion."""
 _NUMBER_WORDS = {
     "NAN": "NaN",
     "INFINITY": "Infinity",
@@ -85,7 +90,8 @@ def decimal(value: Any) -> str:
         text = _NUMBER_WORDS.get(value.upper(), value)
         if text not in _NUMBER_WORDS.values() and not _DECIMAL_TEXT.fullmatch(text):
             raise ValueError("no decimal text; declare decimal(precision,scale) if the wire holds base64")
-        return text
+        # Text mode writes small numbers as Java does: 1E-8, 0E-8.
+        return format(Decimal(text), "f") if "e" in text.lower() else text
     if value.__class__ is bool:
         raise TypeError("a boolean is no decimal")
     return format(Decimal(repr(value)), "f")
@@ -101,7 +107,8 @@ def declared_decimal(scale: int) -> Converter:
     def convert(value: Any) -> str:
         if value.__class__ is not str:
             return decimal(value)
-        if (scale > 0 and "." in value) or value.upper() in _NUMBER_WORDS:
+        # base64 has neither a dot nor a minus.
+        if "." in value or "-" in value or value.upper() in _NUMBER_WORDS:
             return decimal(value)
         return precise(value)  # type: ignore[no-any-return]
 
@@ -116,9 +123,11 @@ def date(value: Any) -> str:
 def timestamp(units_per_second: int, zone: str = "") -> Converter:
     """Units since 1970."""
     to_us = 1_000_000 / units_per_second
+    converted = {moment * units_per_second // 1_000_000: word for moment, word in _INFINITIES_US.items()}
+    infinities = {**_INFINITIES, **converted}
 
     def convert(value: Any) -> str:
-        infinity = _INFINITIES.get(_int(value))
+        infinity = infinities.get(_int(value))
         if infinity is not None:
             return infinity
         microseconds = value * int(to_us) if to_us >= 1 else value // int(1 / to_us)
@@ -143,13 +152,21 @@ def time(units_per_second: int) -> Converter:
 def zoned_timestamp(value: Any) -> str:
     """ISO text in UTC; trailing zeros of the fraction go."""
     text = _str(value)
-    return f"{_trimmed(text[:-1])}Z" if text.endswith("Z") else text
+    if text.endswith("Z"):
+        return _with_era(_trimmed(text[:-1]), "Z")
+    if _OFFSET.search(text):  # a transform has moved it to another zone
+        text = datetime.fromisoformat(text).astimezone(UTC).isoformat().removesuffix("+00:00")
+        return f"{_trimmed(text)}Z"
+    return text
+
+
+_OFFSET = re.compile(r"T.*[+-]\d\d:?\d\d$")
 
 
 def iso_local(value: Any) -> str:
     """ISO text without a zone (isostring mode, which adds a Z)."""
     text = _str(value).removesuffix("Z")
-    return _trimmed(text)
+    return _with_era(_trimmed(text), "")
 
 
 def zoned_time(value: Any) -> str:
@@ -189,13 +206,13 @@ def iso_interval(value: Any) -> str:
 
 
 def bits(length: int | None) -> Converter:
-    """base64, least byte first, as text of 0 and 1."""
+    """base64, least byte first, as text of 0 and 1. Zeros in front are not on the wire: `bit(n)` gets them back."""
 
     def convert(value: Any) -> Any:
         if value.__class__ is bool:
             return value
         content = base64.b64decode(_str(value), validate=True)
-        width = min(length or len(content) * 8, len(content) * 8)
+        width = length if length and length <= _BITS_PADDED_MAX else len(content) * 8
         return format(int.from_bytes(content, "little"), f"0{width}b") if width else ""
 
     return convert
@@ -213,6 +230,13 @@ def geometry(value: Any) -> str:
 def vector(value: Any) -> str:
     """As pgvector prints it: [1,2.5]."""
     return f"[{','.join(_short(number) for number in value)}]"
+
+
+def sparse_vector(value: Any) -> str:
+    """As pgvector prints it: {1:1.5,3:2}/5."""
+    pairs = value["vector"]
+    items = sorted((int(place), number) for place, number in (pairs.items() if pairs.__class__ is dict else pairs))
+    return f"{{{','.join(f'{place}:{_short(number)}' for place, number in items)}}}/{_int(value['dimensions'])}"
 
 
 def hstore(value: Any) -> Any:
@@ -308,6 +332,16 @@ def _dated(days: int, rest: str) -> str:
     if year <= 0:
         return f"{1 - year:04d}-{month:02d}-{day:02d}{rest} BC"
     return f"{year:04d}-{month:02d}-{day:02d}{rest}"
+
+
+def _with_era(text: str, zone: str) -> str:
+    """Java's signed years as Postgres prints them: +10000 is 10000, -0043 is 44 BC."""
+    if text[:1] == "+":
+        return f"{text[1:]}{zone}"
+    if text.startswith("0000-") or (text[:1] == "-" and text[1:2].isdigit()):
+        year, _, rest = text.removeprefix("-").partition("-")
+        return f"{int(year) + 1:04d}-{rest}{zone} BC"
+    return f"{text}{zone}"
 
 
 def _clock(microseconds: int) -> str:

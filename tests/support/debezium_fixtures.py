@@ -1,9 +1,11 @@
-"""Reads the golden files: what Debezium 3.5.0 really wrote, one record per line."""
+"""Debezium's records: those of the golden files, which version 3.5.0 really wrote, and made ones of one row."""
 
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
+from typing import Any
 
 from schemas.record import Record
 
@@ -44,3 +46,32 @@ def golden_records(path: Path) -> list[Record]:
             )
         )
     return records
+
+
+def with_schemas(row: dict[str, Any], fields: list[dict[str, Any]], **envelope: Any) -> Record:
+    """A record with schemas around key and value, as JsonConverter writes it."""
+    struct = {"type": "struct", "fields": fields, "name": "x.Value", "optional": True}
+    schema = {
+        "type": "struct",
+        "name": "x.Envelope",
+        "fields": [{**struct, "field": part} for part in ("before", "after")],
+    }
+    source = {"version": "3.5.0.Final", "connector": "postgresql", "name": "x", "schema": "p", "table": "t", "lsn": 7}
+    payload = {"before": None, "after": row, "source": {**source, "ts_ms": 5}, "op": "c", **envelope}
+    key = {
+        "schema": {"type": "struct", "fields": [fields[0]]},
+        "payload": {fields[0]["field"]: row[fields[0]["field"]]},
+    }
+    return Record("x.p.t", 0, 0, json.dumps(key).encode(), json.dumps({"schema": schema, "payload": payload}).encode())
+
+
+def column(name: str, kind: str, semantic: str | None = None, **parameters: str) -> dict[str, Any]:
+    """A field of a row's schema."""
+    return {"field": name, "type": kind, "name": semantic, "parameters": parameters, "optional": True}
+
+
+def plain(row: dict[str, Any], **source: Any) -> Record:
+    """The same without schemas."""
+    origin = {"version": "3.5.0.Final", "connector": "postgresql", "name": "x", "schema": "p", "table": "t", "lsn": 7}
+    value = {"before": None, "after": row, "source": {**origin, "ts_ms": 5, **source}, "op": "c"}
+    return Record("x.p.t", 0, 0, b'{"id":1}', json.dumps(value).encode())

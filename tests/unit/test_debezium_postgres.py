@@ -15,7 +15,7 @@ from schemas.envelope import decode_record
 from schemas.errors import DecodeError
 from schemas.event import ChangeEvent, Operation, version_of
 from schemas.record import Record
-from tests.support.debezium_fixtures import SCHEMALESS, WITH_SCHEMAS, golden_records
+from tests.support.debezium_fixtures import SCHEMALESS, WITH_SCHEMAS, column, golden_records, plain, with_schemas
 
 TYPES = {
     "public.g": {
@@ -169,129 +169,6 @@ def test_snapshot_records_with_schemas_need_no_declared_types() -> None:
     assert event is not None
     assert event.row == empty(2, newcol=9)
     assert event.key == {"id": 2}
-
-
-def with_schemas(row: dict[str, Any], fields: list[dict[str, Any]], **envelope: Any) -> Record:
-    """A record with schemas around key and value, as JsonConverter writes it."""
-    struct = {"type": "struct", "fields": fields, "name": "x.Value", "optional": True}
-    schema = {
-        "type": "struct",
-        "name": "x.Envelope",
-        "fields": [{**struct, "field": part} for part in ("before", "after")],
-    }
-    source = {"version": "3.5.0.Final", "connector": "postgresql", "name": "x", "schema": "p", "table": "t", "lsn": 7}
-    payload = {"before": None, "after": row, "source": {**source, "ts_ms": 5}, "op": "c", **envelope}
-    key = {
-        "schema": {"type": "struct", "fields": [fields[0]]},
-        "payload": {fields[0]["field"]: row[fields[0]["field"]]},
-    }
-    return Record("x.p.t", 0, 0, json.dumps(key).encode(), json.dumps({"schema": schema, "payload": payload}).encode())
-
-
-def column(name: str, kind: str, semantic: str | None = None, **parameters: str) -> dict[str, Any]:
-    return {"field": name, "type": kind, "name": semantic, "parameters": parameters, "optional": True}
-
-
-TIME = "io.debezium.time."
-CONNECT = "org.apache.kafka.connect.data."
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "expected"),
-    [
-        (column("c", "bytes", f"{CONNECT}Decimal", scale="2"), "/w==", "-0.01"),
-        (column("c", "bytes", f"{CONNECT}Decimal", scale="0"), "BOI=", "1250"),
-        (column("c", "bytes", f"{CONNECT}Decimal", scale="-3"), "BOI=", "1250000"),
-        (column("c", "bytes", f"{CONNECT}Decimal", scale="20"), "AQ==", "0.00000000000000000001"),
-        (column("c", "struct", "io.debezium.data.VariableScaleDecimal"), {"scale": 1, "value": "Hw=="}, "3.1"),
-        (column("c", "int32", f"{TIME}Date"), 20455, "2026-01-02"),
-        (column("c", "int32", f"{TIME}Date"), -719163, "0001-12-31 BC"),
-        (column("c", "int32", f"{TIME}Date"), 2932897, "10000-01-01"),
-        (column("c", "int32", f"{TIME}Date"), 2147483647, "infinity"),
-        (column("c", "int32", f"{CONNECT}Date"), 0, "1970-01-01"),
-        (column("c", "int64", f"{TIME}Timestamp"), -1, "1969-12-31T23:59:59.999"),
-        (column("c", "int64", f"{TIME}MicroTimestamp"), 9223372036825200000, "infinity"),
-        (column("c", "int64", f"{TIME}MicroTimestamp"), -9223372036832400000, "-infinity"),
-        (column("c", "int64", f"{TIME}MicroTimestamp"), 951782400000000, "2000-02-29T00:00:00"),
-        (column("c", "int64", f"{TIME}NanoTimestamp"), 1_500_000_000, "1970-01-01T00:00:01.5"),
-        (column("c", "string", f"{TIME}ZonedTimestamp"), "2026-01-02T01:04:05.600Z", "2026-01-02T01:04:05.6Z"),
-        (column("c", "string", f"{TIME}ZonedTimestamp"), "infinity", "infinity"),
-        (column("c", "int32", f"{TIME}Time"), 60_500, "00:01:00.5"),
-        (column("c", "int64", f"{TIME}MicroTime"), 86_400_000_000, "24:00:00"),
-        (column("c", "int64", f"{TIME}NanoTime"), 1_000, "00:00:00.000001"),
-        (column("c", "string", f"{TIME}ZonedTime"), "02:04:05.60Z", "02:04:05.6+00"),
-        (column("c", "int64", f"{TIME}MicroDuration"), 0, "PT0S"),
-        (column("c", "int64", f"{TIME}MicroDuration"), -5_500_000, "PT-5.5S"),
-        (column("c", "string", f"{TIME}Interval"), "P0Y1M2DT0H0M0S", "P1M2D"),
-        (column("c", "string", f"{TIME}Interval"), "P1Y0M0DT-4H0M5.50S", "P1YT-4H5.5S"),
-        (column("c", "string", f"{TIME}Interval"), "P0Y0M0DT0H0M0S", "PT0S"),
-        (column("c", "bytes", "io.debezium.data.Bits", length="5"), "Eg==", "10010"),
-        (column("c", "bytes", "io.debezium.data.Bits", length="12"), "AQg=", "100000000001"),
-        (column("c", "boolean"), True, True),
-        (column("c", "double"), "NaN", "NaN"),
-        (column("c", "bytes"), "3q2+7w==", "3q2+7w=="),
-        (column("c", "struct", "io.debezium.data.geometry.Geometry"), {"wkb": "AQE=", "srid": None}, "0101"),
-        (column("c", "array", "io.debezium.data.DoubleVector"), [1.0, 2.5], "[1,2.5]"),
-        (column("c", "string", "io.debezium.data.Ltree"), "a.b", "a.b"),
-        ({**column("c", "array"), "items": column("", "int32", f"{TIME}Date")}, [0, None], ["1970-01-01", None]),
-        (column("c", "map"), {"k": None}, {"k": None}),
-    ],
-)
-def test_values_with_schemas(field: dict[str, Any], value: Any, expected: Any) -> None:
-    event = decode_record(with_schemas({"id": 1, "c": value}, [column("id", "int32"), field]))
-    assert event is not None
-    assert event.row == {"id": 1, "c": expected}
-
-
-def test_a_key_is_as_canonical_as_the_row() -> None:
-    event = decode_record(with_schemas({"day": 0}, [column("day", "int32", f"{TIME}Date")]))
-    assert event is not None
-    assert event.key == event.row == {"day": "1970-01-01"}
-
-
-def plain(row: dict[str, Any], **source: Any) -> Record:
-    origin = {"version": "3.5.0.Final", "connector": "postgresql", "name": "x", "schema": "p", "table": "t", "lsn": 7}
-    value = {"before": None, "after": row, "source": {**origin, "ts_ms": 5, **source}, "op": "c"}
-    return Record("x.p.t", 0, 0, b'{"id":1}', json.dumps(value).encode())
-
-
-@pytest.mark.parametrize(
-    ("declared", "value", "expected"),
-    [
-        ("decimal(10,2)", "BOI=", "12.50"),
-        ("decimal(10,2)", "12.50", "12.50"),
-        ("decimal(10,2)", 12.5, "12.5"),
-        ("decimal(10,2)", {"scale": 2, "value": "BOI="}, "12.50"),
-        ("decimal(10,0)", "BOI=", "1250"),
-        ("decimal", "1250", "1250"),
-        ("numeric", "NAN", "NaN"),
-        ("decimal", 7, "7"),
-        ("timestamp_ms", 1, "1970-01-01T00:00:00.001"),
-        ("timestamp", "2026-01-02T03:04:05.60Z", "2026-01-02T03:04:05.6"),
-        ("timestamptz_us", 1, "1970-01-01T00:00:00.000001Z"),
-        ("date_ms", 86_400_000, "1970-01-02"),
-        ("date", "2026-01-02", "2026-01-02"),
-        ("time_ns", 1_000_000_000, "00:00:01"),
-        ("bits(3)", "BQ==", "101"),
-        ("date[]", [0, None], ["1970-01-01", None]),
-        ("decimal(10,2)[]", ["BOI="], ["12.50"]),
-        ("hstore", {"a": None}, {"a": None}),
-        ("json", '{"a": 1.0}', '{"a": 1.0}'),
-        ("json", {"a": 1}, '{"a":1}'),
-        ("text", "x", "x"),
-    ],
-)
-def test_declared_types_say_what_the_wire_leaves_open(declared: str, value: Any, expected: Any) -> None:
-    event = decode_record(plain({"id": 1, "c": value}), {"p.t": {"c": declared}})
-    assert event is not None
-    assert event.row == {"id": 1, "c": expected}
-
-
-def test_structs_that_speak_for_themselves_need_no_declaration() -> None:
-    row = {"id": 1, "n": {"scale": 5, "value": "BMsv"}, "p": {"x": 1.0, "y": 2.0, "wkb": "", "srid": None}}
-    event = decode_record(plain(row))
-    assert event is not None
-    assert event.row == {"id": 1, "n": "3.14159", "p": {"x": 1.0, "y": 2.0}}
 
 
 PLACEHOLDER = "__debezium_unavailable_value"
