@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -11,7 +11,7 @@ import msgspec
 
 from pipeline.counters import COUNT_OFFSET, ROWS, split_counter_field
 from pipeline.exact import quotient, total_of
-from pipeline.plan import AggregatePlan, Node, Plan, plain_number
+from pipeline.plan import AggregatePlan, Node, Plan, Values, plain_number
 from pipeline.sortable import encode_descending, encode_value, entry_payload, typed
 from pipeline.stores.store import RelationRead, RelationView, StoredRow
 from schemas.bundle import FragmentReference, Meta, SourceState, UnitKey
@@ -64,12 +64,8 @@ class Assembly:
         if node.parent is None or node.by_key:
             self._want_row(node, key)
             return
-        assert node.relation is not None
-        read_key = (node.relation.index, key)
-        if node.aggregates:
-            read = RelationRead(node.relation.index, key, tops=len(node.relation.orders))
-        else:
-            read = RelationRead(node.relation.index, key, limit=node.limit)
+        read = _relation_read(node, key)
+        read_key = (read.relation, key)
         if read_key not in self._views:
             self._view_wants.setdefault(read_key, []).append((node, read))
 
@@ -118,6 +114,41 @@ class Assembly:
     def view(self, node: Node, link: str) -> RelationView:
         assert node.relation is not None
         return self._views.get((node.relation.index, link), _EMPTY_VIEW)
+
+
+def _relation_read(node: Node, link: str) -> RelationRead:
+    assert node.relation is not None
+    if node.aggregates:
+        return RelationRead(node.relation.index, link, tops=len(node.relation.orders))
+    return RelationRead(node.relation.index, link, limit=node.limit)
+
+
+def foresee(
+    plan: Plan, keys: Sequence[UnitKey], known: Mapping[RowKey, Values | None]
+) -> tuple[list[RowKey], list[RelationRead]]:
+    """The reads of the first level, and those of deeper ones as far as `known` rows and the keys themselves tell.
+
+    A guess that saves round trips: rows may have changed meanwhile, then the assembly asks for what it lacks.
+    """
+    row_keys: dict[RowKey, None] = {}
+    reads: dict[tuple[int, str], RelationRead] = {}
+    ahead = [(plan.units[unit_key.unit], unit_key.key) for unit_key in keys]
+    while ahead:
+        node, key = ahead.pop()
+        if node.parent is not None and not node.by_key:
+            read = _relation_read(node, key)
+            reads[read.relation, key] = read
+            continue
+        row_key = (node.table.name, key)
+        row_keys[row_key] = None
+        values = known.get(row_key)
+        for child in node.children:
+            if not child.linked:
+                # Without a relation of its own, a child's parent is found by the parent's key: its join value.
+                link = child.join(values) if values else key if child.parent_relation is None else None
+                if link is not None:
+                    ahead.append((child, link))
+    return list(row_keys), list(reads.values())
 
 
 class _Rendering:

@@ -7,14 +7,15 @@ two steps is harmless: the batch comes again, an equal version counts as changed
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from pipeline import rows
-from pipeline.bundle import Assembly, RowKey
-from pipeline.dirty import Climb
-from pipeline.plan import Node, Plan
+from pipeline.bundle import Assembly, RowKey, foresee
+from pipeline.dirty import Climb, MemberRead
+from pipeline.plan import Node, Plan, Values
 from pipeline.relations import Links, links_of, memberships
 from pipeline.report import BatchReport, DeadLetter
 from pipeline.rows import Change, Truncation
@@ -22,15 +23,20 @@ from pipeline.stores.store import BundleStore, RelationRead, RelationStore, Rela
 from schemas.bundle import Stored, UnitKey
 from schemas.record import Record
 
+Step = Callable[[], Awaitable[Any]]
+"""Asks a store for one thing; what it asks, it asks before it first waits."""
+
 
 @dataclass(frozen=True, slots=True)
 class FlowLimits:
     """Above `parent_children_max` children, a parent's change goes through the dirty topic in chunks of `chunk_keys`;
-    at most `assembly_keys` units are assembled together."""
+    at most `assembly_keys` units are assembled together. For up to `foresight_keys` units the reads of deeper levels
+    are foreseen: that costs a little work and saves a round trip, which only small batches feel."""
 
     parent_children_max: int = 1000
     chunk_keys: int = 500
     assembly_keys: int = 4000
+    foresight_keys: int = 250
     dead_letter_keys_max: int = 100
 
 
@@ -46,11 +52,14 @@ class Flow:
         bundle_store: BundleStore,
         limits: FlowLimits | None = None,
         together: Callable[..., Awaitable[Any]] = asyncio.gather,
+        in_order: bool = False,
     ) -> None:
-        """`together` runs coroutines at once and gives their results; the simulation brings its own."""
+        """`together` runs coroutines at once and gives their results; the simulation brings its own. `in_order`: the
+        stores carry out what is asked of them in the order of asking, over all stores, without waiting for answers.
+        """
         self.plan, self.rows, self.relations, self.bundles = plan, row_store, relation_store, bundle_store
         self.limits = limits or FlowLimits()
-        self._together = together
+        self._together, self._ordered_stores = together, in_order
 
     async def process(self, records: Sequence[Record]) -> BatchReport:
         """Applies records, each partition's in order. Raises Retryable when a store is away: same batch again."""
@@ -95,12 +104,11 @@ class Flow:
             table, key = change.table, change.key
             writes += memberships(table, key, change.version, change.values, change.links, former)
             climb.changed(table, key, change.links, former)
-        if writes:
-            await self.relations.relate(writes)
-            report.round_trips += 1
-        await self._climb(climb, report)
+        owed: list[Step] = [lambda: self.relations.relate(writes)] if writes else []
+        owed = await self._climb(climb, report, owed)
         await self._fan_out(climb, report)
-        await self._assemble(list(climb.keys), report)
+        known = {(change.table.name, change.key): change.values for change, _ in changed}
+        await self._assemble(list(climb.keys), report, owed, known)
 
     async def _complete(self, changes: list[Change], report: BatchReport) -> list[Change]:
         """Unchanged TOAST columns come from the row before."""
@@ -122,21 +130,39 @@ class Flow:
             changes = [Change(nowhere, table, key, version, None, truncation.commit_time_us) for key in chunk]
             await self._changes(changes, report)
 
-    async def _climb(self, climb: Climb, report: BatchReport) -> None:
+    async def _climb(self, climb: Climb, report: BatchReport, owed: Sequence[Step] = ()) -> list[Step]:
+        """Finds all keys. Steps that are `owed` go before the first read; gives back those still owed when none was
+        needed."""
+        steps = list(owed)
         while True:
             members, row_keys = climb.needed()
             if not members and not row_keys:
-                return
-            found: list[list[str] | None] = [None] * len(members)
-            for relation in dict(members):
-                places = [number for number, read in enumerate(members) if read[0] == relation]
-                parents = [members[number][1] for number in places]
-                limit = self.limits.parent_children_max
-                for number, keys in zip(places, await self.relations.members(relation, parents, limit), strict=True):
-                    found[number] = keys
-                report.round_trips += 1
-            climb.supply(found, await self.rows.read(row_keys) if row_keys else [])
-            report.round_trips += bool(row_keys)
+                return steps
+            steps.append(partial(self._climb_read, members, row_keys))
+            climb.supply(*(await self._in_order(steps, report))[-1])
+            steps = []
+
+    async def _climb_read(
+        self, members: list[MemberRead], row_keys: list[RowKey]
+    ) -> tuple[list[list[str] | None], list[StoredRow | None]]:
+        """One level of the way up: children under each parent value, and rows."""
+        limit = self.limits.parent_children_max
+        places: dict[int, list[int]] = {}
+        for number, (relation, _) in enumerate(members):
+            places.setdefault(relation, []).append(number)
+        asked: list[Awaitable[Any]] = [
+            self.relations.members(relation, [members[number][1] for number in numbers], limit)
+            for relation, numbers in places.items()
+        ]
+        if row_keys:
+            asked.append(self.rows.read(row_keys))
+        answers = list(await self._together(*asked))
+        rows_read = answers.pop() if row_keys else []
+        found: list[list[str] | None] = [None] * len(members)
+        for numbers, answer in zip(places.values(), answers, strict=True):
+            for number, children in zip(numbers, answer, strict=True):
+                found[number] = children
+        return found, rows_read
 
     async def _fan_out(self, climb: Climb, report: BatchReport) -> None:
         """Hot parents: their children's bundles are rebuilt by the dirty lane, so that they delay nobody here."""
@@ -152,36 +178,74 @@ class Flow:
                 hot += further.hot
                 report.fan_out += _chunks(list(further.keys), self.limits.chunk_keys)
 
-    async def _assemble(self, keys: Sequence[UnitKey], report: BatchReport) -> None:
-        """Increment first, read second: build n holds every row whose increment came before n."""
+    async def _assemble(
+        self,
+        keys: Sequence[UnitKey],
+        report: BatchReport,
+        owed: Sequence[Step] = (),
+        known: Mapping[RowKey, Values | None] | None = None,
+    ) -> None:
+        """Increment first, read second: build n holds every row whose increment came before n. `known` rows tell what
+        deeper levels will need; they are read all the same, because what counts is what lies there now."""
+        if not keys:
+            await self._in_order(owed, report)
         for chunk in _chunks(keys, self.limits.assembly_keys):
-            counters = await self.bundles.mark_dirty(chunk)
-            report.round_trips += 2
             assembly = Assembly(self.plan, chunk)
-            while True:
-                row_keys, reads = assembly.needed()
-                if not row_keys and not reads:
-                    break
-                found, views = await self._read(row_keys, reads)
-                report.round_trips += 1
-                assembly.supply(found, views)
+            wanted = assembly.needed()
+            if known and len(chunk) <= self.limits.foresight_keys:
+                wanted = foresee(self.plan, chunk, known)
+            steps: list[Step] = [*owed, partial(self.bundles.mark_dirty, chunk), partial(self._read, *wanted)]
+            owed = ()
+            *_, counters, read = await self._in_order(steps, report)
+            await self._supply(assembly, dict(zip(wanted[0], read[0], strict=True)), _views(wanted[1], read[1]), report)
             items = []
             for (key, meta, body), counter in zip(assembly.render(), counters, strict=True):
                 items.append((key, Stored(counter, meta, body)))
                 report.bundles_written += not key.unit
                 report.fragments_written += bool(key.unit)
             await self.bundles.put(items)
+            report.round_trips += 1
+
+    async def _supply(
+        self,
+        assembly: Assembly,
+        found: dict[RowKey, StoredRow | None],
+        views: dict[tuple[int, str], RelationView],
+        report: BatchReport,
+    ) -> None:
+        """Gives the assembly what it needs, level by level: from what is there, else from the stores."""
+        while True:
+            row_keys, reads = assembly.needed()
+            if not row_keys and not reads:
+                return
+            missing = [key for key in row_keys if key not in found]
+            missing_reads = [read for read in reads if (read.relation, read.parent) not in views]
+            if missing or missing_reads:
+                rows_read, views_read = await self._read(missing, missing_reads)
+                report.round_trips += 1
+                found.update(zip(missing, rows_read, strict=True))
+                views.update(_views(missing_reads, views_read))
+            assembly.supply([found[key] for key in row_keys], [views[read.relation, read.parent] for read in reads])
 
     async def _read(
         self, row_keys: list[RowKey], reads: list[RelationRead]
     ) -> tuple[list[StoredRow | None], list[RelationView]]:
-        """One level of an assembly: rows and relations are asked at once."""
+        """Rows and relations of one level are asked at once."""
         if not row_keys or not reads:
             return (await self.rows.read(row_keys) if row_keys else []), (
                 await self.relations.read(reads) if reads else []
             )
         found, views = await self._together(self.rows.read(row_keys), self.relations.read(reads))
         return found, views
+
+    async def _in_order(self, steps: Sequence[Step], report: BatchReport) -> list[Any]:
+        """Carries out steps that do not need each other's answers, one before the other: in one round trip where the
+        stores keep the order of asking, else each for itself. One that fails fails all; the batch comes again."""
+        if self._ordered_stores and len(steps) > 1:
+            report.round_trips += 1
+            return list(await self._together(*[step() for step in steps]))
+        report.round_trips += len(steps)
+        return [await step() for step in steps]
 
     async def _name_affected(self, report: BatchReport) -> None:
         """Adds to each dead letter the root keys whose bundles now lack it, as far as its key tells."""
@@ -212,6 +276,10 @@ def _split_at_truncations(changes: Iterable[Change | Truncation]) -> list[list[C
         else:
             parts.append([change])
     return parts
+
+
+def _views(reads: Sequence[RelationRead], views: Sequence[RelationView]) -> dict[tuple[int, str], RelationView]:
+    return {(read.relation, read.parent): view for read, view in zip(reads, views, strict=True)}
 
 
 Item = TypeVar("Item")

@@ -9,16 +9,18 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+from pipeline.core.errors import EnvironmentProblem
 from pipeline.stores.redis_client import RedisSettings
 from pipeline.stores.redis_store import open_stores
 from schemas.bundle import ROOT_UNIT, UnitKey
 
 _PAUSE_S = 0.001
 _GIVE_UP_S = 30.0
+_START_S = 60.0
 
 
 class FreshnessWatcher:
-    """A reader in a process of its own, polling Redis for changes that it was told of.
+    """A reader in a process of its own, polling Redis for changes that it was told of; it is looking when this returns.
 
     `expect` after each commit; `collect` what has been seen since the last call; `close` at the end. Times are of one
     machine's clock: an expectation carries the moment at which the committing client had its answer.
@@ -29,6 +31,11 @@ class FreshnessWatcher:
         self._ours, theirs = context.Pipe()
         self._process = context.Process(target=_watch, args=(settings, theirs), daemon=True)
         self._process.start()
+        theirs.close()
+        if not self._ours.poll(_START_S):
+            self._process.terminate()
+            raise EnvironmentProblem(f"the process that watches freshness did not start within {_START_S:g} s")
+        self._ours.recv()
         self.expected = 0
 
     def expect(self, key: str, marker: bytes, committed_ns: int) -> None:
@@ -59,6 +66,7 @@ def _watch(settings: RedisSettings, pipe: Connection) -> None:
 async def _poll(settings: RedisSettings, pipe: Connection) -> None:
     stores = await open_stores(settings)
     waiting: dict[tuple[str, bytes], int] = {}
+    pipe.send([])
     try:
         while True:
             while pipe.poll():

@@ -123,7 +123,8 @@ async def _counted(harness: Any, small: Sequence[Any], flights: Sequence[Any]) -
 
     settings = msgspec.structs.replace(harness.redis_settings("flight"), context="counted")
     stores = await open_stores(settings)
-    flow = Flow(compile_plan(load_context(CONTEXTS / "flight.yaml")), stores.rows, stores.relations, stores.bundles)
+    plan = compile_plan(load_context(CONTEXTS / "flight.yaml"))
+    flow = Flow(plan, stores.rows, stores.relations, stores.bundles, in_order=stores.in_order)
     lanes: dict[tuple[str, int], list[Record]] = {}
     for record in (*small, *flights):
         place = (record.topic, crc32(record.key) % PARTITIONS)

@@ -53,18 +53,21 @@ async def _check(
     from pipeline.commands._sources import postgres_config
     from schemas.topics import table_topic
 
-    findings: list[Finding] = []
-    topics: list[str] = []
-    for name in names:
-        source = postgres_config(config, name)
-        topics += [table_topic(name, table) for table in source.tables]
-        findings += await _check_source(source, contexts)
-    reachable = all(finding.severity != UNREACHABLE for finding in findings)
+    sources = [postgres_config(config, name) for name in names]
+    checked = {source.name: await _check_source(source, contexts) for source in sources}
     concerned = [spec for spec in contexts.values() if {entity.source for entity in spec.entities.values()} & {*names}]
-    costs = await _costs(config, concerned) if reachable else []
-    findings += await _check_kafka(config, topics)
-    findings.append(_check_redis(str(config.redis.url)))
-    return findings, costs
+    costs = await _costs(config, concerned) if all(map(_reached, checked.values())) else []
+    kafka = await _check_kafka(config, [table_topic(one.name, table) for one in sources for table in one.tables])
+    for source in sources:
+        if _reached(checked[source.name]) and _reached(kafka):
+            checked[source.name] += await _check_position(config, source)
+    redis = [_check_redis(str(config.redis.url))]
+    versions = [await _check_version(config, spec) for spec in concerned] if _reached(redis) else []
+    return [*(finding for found in checked.values() for finding in found), *kafka, *redis, *versions], costs
+
+
+def _reached(findings: Iterable[Finding]) -> bool:
+    return all(finding.severity != UNREACHABLE for finding in findings)
 
 
 async def _check_source(source: PostgresConfig, contexts: Mapping[str, ContextSpec]) -> list[Finding]:
@@ -78,6 +81,42 @@ async def _check_source(source: PostgresConfig, contexts: Mapping[str, ContextSp
     except (Retryable, EnvironmentProblem) as error:
         return [Finding(UNREACHABLE, f"source {source.name}", str(error))]
     return [Finding(f.severity, f"{source.name}: {f.subject}", f.message, f.mend) for f in findings]
+
+
+async def _check_position(config: Config, source: PostgresConfig) -> list[Finding]:
+    """What `connect` would refuse: the position that Kafka has, and a slot that no longer serves it."""
+    from connectors.positions import stored_position
+    from connectors.postgres.checks import check_position
+    from connectors.source import Finding
+    from pipeline.commands._sources import kafka_settings
+    from pipeline.core.errors import Fatal, Retryable
+
+    try:
+        findings = await check_position(source, await stored_position(source.name, kafka_settings(config)))
+    except (Retryable, Fatal) as error:
+        findings = [Finding("unfit", "position", str(error))]
+    return [Finding(f.severity, f"{source.name}: {f.subject}", f.message, f.mend) for f in findings]
+
+
+async def _check_version(config: Config, spec: ContextSpec) -> Finding:
+    """What `worker` would refuse: a spec that was changed under the number of a version that has state."""
+    from connectors.source import Finding
+    from pipeline.core.errors import ConfigError, EnvironmentProblem, Fatal, Retryable
+    from pipeline.stores.redis_client import RedisClient
+    from pipeline.stores.redis_store import RedisServing, context_settings
+
+    subject = f"context {spec.context}"
+    client = RedisClient(context_settings(config, spec, PING_TIMEOUT_S))
+    try:
+        known = await RedisServing(client).known(spec)
+    except (ConfigError, Fatal) as error:
+        return Finding("unfit", subject, str(error).removeprefix(f"{subject}: "))
+    except (Retryable, EnvironmentProblem) as error:
+        return Finding(UNREACHABLE, subject, str(error))
+    finally:
+        await client.close()
+    state = "its state is built from this spec" if known else "no worker has started it yet"
+    return Finding("ok", subject, f"version {spec.version}: {state}")
 
 
 async def _check_contexts(source: PostgresConfig, specs: Iterable[ContextSpec]) -> list[Finding]:

@@ -19,6 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from pipeline.core.errors import CtxpipeError, EnvironmentProblem, Fatal, Retryable
+from pipeline.stores.redis_wire import RedisWire
 
 Call = tuple[str, list[Any], Sequence[Any]]
 """(function name, keys, arguments)."""
@@ -43,14 +44,13 @@ class RedisSettings(msgspec.Struct, frozen=True):
 
 
 class RedisClient:
-    """Pipelines store function calls. Keys are `<prefix>:<context>:v<version>:{<bucket>}:…`; one bucket is one slot."""
+    """Sends store function calls. Keys are `<prefix>:<context>:v<version>:{<bucket>}:…`; one bucket is one slot."""
 
     def __init__(self, settings: RedisSettings) -> None:
         self.settings = settings
         self.base = f"{settings.prefix}:{settings.context}:v{settings.version}:"
         options: dict[str, Any] = {
-            # One clock runs over each whole round trip below; redis-py would start one for every answer.
-            "socket_timeout": settings.timeout_s if settings.cluster else None,
+            "socket_timeout": settings.timeout_s,
             "socket_connect_timeout": min(2.0, settings.timeout_s),
             "protocol": 2,
         }
@@ -60,29 +60,36 @@ class RedisClient:
         else:
             # A repeated increment or put is harmless, but a retry would hide that another process answers now.
             self.connection = Redis.from_url(settings.url, retry=Retry(NoBackoff(), 0), **options)
+        self.in_order = not settings.cluster
+        """True: calls that are begun one after the other, in one task or several, are executed in that order."""
         # Keys come again and again (airlines, airports): remembering their bucket is cheaper than the checksum.
         buckets = settings.buckets
         self.bucket = lru_cache(_REMEMBERED_KEYS)(lambda text: crc32(text.encode()) % buckets)
         self.round_trips = 0
         self.commands = 0
+        self._wire: RedisWire | None = None
 
     def key(self, bucket: int, rest: str) -> str:
         return f"{self.base}{{{bucket}}}:{rest}"
 
     async def call(self, calls: Sequence[Call]) -> list[Any]:
-        """All calls in one pipelined round trip, answers in order; loads the functions where a server lacks them."""
+        """All calls in one pipelined round trip, answers in order; loads the functions where a server lacks them.
+
+        A write that met a server without functions is not sent again but raises Retryable: what its caller has begun
+        after it may have been executed before it.
+        """
         try:
-            async with asyncio.timeout(self.settings.timeout_s):
-                return await self._pipeline(calls)
+            return await self._pipeline(calls)
         except exceptions.ResponseError as error:
             if "Function not found" not in str(error):
                 raise mapped(error) from error
         except (exceptions.RedisError, OSError) as error:
             raise mapped(error) from error
         await self.load_functions()
+        if not all(name in _READS for name, _, _ in calls):
+            raise Retryable("Redis had lost the store functions; they are loaded again")
         try:
-            async with asyncio.timeout(self.settings.timeout_s):
-                return await self._pipeline(calls)
+            return await self._pipeline(calls)
         except (exceptions.RedisError, OSError) as error:
             raise mapped(error) from error
 
@@ -96,38 +103,35 @@ class RedisClient:
         pipeline = self.connection.pipeline(transaction=False)
         for call in calls:
             pipeline.execute_command(*_command(call))
-        return list(await pipeline.execute())
+        async with asyncio.timeout(self.settings.timeout_s):
+            return list(await pipeline.execute())
 
     async def _send(self, calls: Sequence[Call]) -> list[Any]:
-        """One write, then the answers: packing by hiredis, because redis-py's own takes more time than Redis does."""
-        pool = self.connection.connection_pool
-        connection = await pool.get_connection()
-        try:
-            await connection.send_packed_command([hiredis.pack_command(_command(call)) for call in calls])
-            answers: list[Any] = []
-            for _ in calls:
-                try:
-                    answers.append(await connection.read_response())
-                except exceptions.ResponseError as error:
-                    answers.append(error)
-        except BaseException:
-            # Unread answers must not meet the next caller.
-            await connection.disconnect(nowait=True)
-            raise
-        finally:
-            await pool.release(connection)
+        """Packing by hiredis, because redis-py's own takes more time than Redis does."""
+        packed = b"".join([hiredis.pack_command(_command(call)) for call in calls])
+        answers = await self._connected().ask(packed, len(calls))
         for answer in answers:
-            if isinstance(answer, exceptions.ResponseError):
+            if isinstance(answer, exceptions.RedisError):
                 raise answer
         return answers
+
+    def _connected(self) -> RedisWire:
+        if self._wire is None:
+            self._wire = RedisWire(self.connection.connection_pool.make_connection, self.settings.timeout_s)
+        return self._wire
 
     async def run(self, *command: Any) -> Any:
         """One plain command."""
         try:
-            async with asyncio.timeout(self.settings.timeout_s):
-                return await self.connection.execute_command(*command)
+            if self.settings.cluster:
+                async with asyncio.timeout(self.settings.timeout_s):
+                    return await self.connection.execute_command(*command)
+            (answer,) = await self._connected().ask(hiredis.pack_command(command), 1)
         except (exceptions.RedisError, OSError) as error:
             raise mapped(error) from error
+        if isinstance(answer, exceptions.RedisError):
+            raise mapped(answer) from answer
+        return answer
 
     async def load_functions(self) -> None:
         """On every primary; replaces nothing that another release uses, because names carry the text's hash."""
@@ -141,6 +145,8 @@ class RedisClient:
             raise mapped(error) from error
 
     async def close(self) -> None:
+        if self._wire is not None:
+            self._wire.close()
         await self.connection.aclose()
 
 

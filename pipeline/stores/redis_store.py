@@ -107,6 +107,11 @@ class Stores:
     reader: RedisBundles
     serving: RedisServing
 
+    @property
+    def in_order(self) -> bool:
+        """True: what is asked of these stores is carried out in the order of asking."""
+        return self.client.in_order
+
     async def close(self) -> None:
         await self.client.close()
 

@@ -56,7 +56,8 @@ def context_stream(
         except CtxpipeError:
             await stores.close()
             raise
-        flow = Flow(compile_plan(spec, composition, config.mask_key), stores.rows, stores.relations, stores.bundles)
+        plan = compile_plan(spec, composition, config.mask_key)
+        flow = Flow(plan, stores.rows, stores.relations, stores.bundles, in_order=stores.in_order)
 
         async def promote() -> None:
             if (await stores.serving.restore(spec, composition)).composition != composition:

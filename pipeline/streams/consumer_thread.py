@@ -21,6 +21,7 @@ from faust.types import TP
 from mode import get_logger
 
 from pipeline.core.errors import EnvironmentProblem
+from pipeline.streams.fetch_session import SessionClient
 from pipeline.streams.kafka_errors import REFUSALS
 from pipeline.streams.lanes import Partition
 from schemas.record import Record
@@ -91,6 +92,7 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         await super().on_start()
         fetcher = self._ensure_consumer()._fetcher
         fetcher._records = _AsRecords(fetcher._records)
+        fetcher._client = SessionClient(fetcher._client)
 
     async def _poll(self, full: frozenset[TP], timeout_s: float) -> Polled:
         consumer = self._ensure_consumer()

@@ -55,6 +55,24 @@ async def test_a_new_group_reads_everything_and_commits_to_the_end(kafka_bootstr
     assert app.ended == []
 
 
+async def test_a_fetch_session_that_the_broker_forgot_loses_no_record(kafka_bootstrap: str) -> None:
+    context, topic = new_name("session"), new_name("t")
+    await make_topic(kafka_bootstrap, topic, 3)
+    await produce(kafka_bootstrap, topic, 30, 3)
+    flow, marks = NotingFlow(), IdentityMarks()
+    async with running(make_app(kafka_bootstrap, context, [topic], flow, marks)) as app:
+        await eventually(lambda: len(flow.seen), lambda seen: seen == 30)
+        (session,) = app.consumer._thread._consumer._fetcher._client._sessions.values()
+        assert session.session_id and session.epoch
+        session.session_id += 1
+        await produce(kafka_bootstrap, topic, 30, 3)
+        await eventually(lambda: len(flow.seen), lambda seen: seen == 60)
+        await produce(kafka_bootstrap, topic, 30, 3)
+        await eventually(lambda: len(flow.seen), lambda seen: seen == 90)
+    for number in range(3):
+        assert flow.offsets((topic, number)) == list(range(30))
+
+
 async def test_a_handler_that_raises_gets_nothing_acknowledged(kafka_bootstrap: str) -> None:
     """The first batch of a new group, and one in the middle: both come again, and nothing behind them is committed."""
     context, topic = new_name("raises"), new_name("t")

@@ -28,7 +28,13 @@ class Simulation:
         self.plan: Plan = compile_plan(self.spec)
         # The source draws from its own sequence, so that one seed gives the same tables whatever happens elsewhere.
         self.source, self.memory, self.faults = Source(Random(-1 - seed)), Memory(), Faults(self.random)
-        self.limits = FlowLimits(parent_children_max=self.random.choice([1, 3, 1000]), chunk_keys=2, assembly_keys=5)
+        self.limits = FlowLimits(
+            parent_children_max=self.random.choice([1, 3, 1000]),
+            chunk_keys=2,
+            assembly_keys=5,
+            foresight_keys=self.random.choice([0, 1, 5]),
+        )
+        self.in_order = self.random.random() < 0.5
         self.running: list[tuple[Partition, Coroutine[Any, Any, Any]]] = []
         self.owned: set[Partition] = set()
         self.positions: dict[Partition, int] = {}
@@ -79,7 +85,7 @@ class Simulation:
 
     def _flow(self) -> Flow:
         stores = [FaultyStore(s, self.faults) for s in (self.memory.rows, self.memory.relations, self.memory.bundles)]
-        return Flow(self.plan, stores[0], stores[1], stores[2], self.limits, _one_after_the_other)
+        return Flow(self.plan, stores[0], stores[1], stores[2], self.limits, self._together, self.in_order)
 
     async def _consume(self, partition: Partition) -> None:
         """What the agent does with one batch: retry outages, then publish the fan-out, then the batch is done."""
@@ -110,6 +116,26 @@ class Simulation:
             except Retryable:
                 await Pause()
         self.lane_done = max(self.lane_done, number + 1)
+
+    async def _together(self, *coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
+        """No event loop here: one after the other, and the seed alone decides who goes on in between. What was asked
+        after a step that failed may be carried out all the same, as by a server that refused the one and took the
+        other; or it never arrived."""
+        results, failure = [], None
+        try:
+            for coroutine in coroutines:
+                try:
+                    results.append(await coroutine)
+                except Retryable as error:
+                    failure = failure or error
+                    if self.random.random() < 0.5:
+                        break
+        finally:
+            for coroutine in coroutines:
+                coroutine.close()
+        if failure is not None:
+            raise failure
+        return results
 
     def _step(self) -> None:
         number = self.random.randrange(len(self.running))
@@ -142,15 +168,3 @@ class Simulation:
             for _, coroutine in self.running:
                 coroutine.close()
             self.running, self.owned, self.positions, self.lane_done = [], set(), {}, 0
-
-
-async def _one_after_the_other(*coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
-    """No event loop here: the seed alone decides who goes on. Those that a failure leaves unstarted are closed."""
-    results = []
-    try:
-        for coroutine in coroutines:
-            results.append(await coroutine)
-    finally:
-        for coroutine in coroutines:
-            coroutine.close()
-    return results

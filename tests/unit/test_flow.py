@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from pipeline.bundle import foresee
 from pipeline.composition import default_composition
 from pipeline.core.errors import ConfigError
 from pipeline.flow import Flow, FlowLimits
 from pipeline.masks import mask
 from pipeline.plan import compile_plan
+from pipeline.report import BatchReport
 from pipeline.stores.memory import MemoryBundles, MemoryRelations, MemoryRows
 from schemas.bundle import UnitKey
 from schemas.context import ContextSpec
@@ -104,6 +106,35 @@ async def test_the_golden_bundle() -> None:
         b'"items":[{"line":4,"extra":{"k":[1]}},{"line":3,"extra":{"k":[1]}}],'
         b'"sums":{"lines":4,"pieces":6,"mean":2}}' % (hashed or "").encode()
     )
+
+
+async def test_a_small_batch_takes_three_round_trips_where_the_stores_keep_the_order() -> None:
+    """Apply; relate, count and read; put. A row that is known tells what the next level needs, before it is read."""
+    trips = {}
+    for in_order, foresight in ((True, 250), (True, 0), (False, 250), (False, 0)):
+        world = World(FlowLimits(foresight_keys=foresight))
+        world.flow = Flow(
+            world.plan, MemoryRows(), MemoryRelations(), world.bundles, world.flow.limits, in_order=in_order
+        )
+        report = await world.flow.process([world.order(1), world.customer("Ann"), world.item(1, 1, 2)])
+        trips[in_order, foresight] = report.round_trips
+        assert report.bundles_written == 1 and report.fragments_written == 1
+        assert b'"pieces":2' in world.answer("1") and b'"name":"Ann"' in world.answer("1")
+    assert trips == {(True, 250): 3, (True, 0): 4, (False, 250): 5, (False, 0): 6}
+
+
+async def test_what_was_foreseen_wrongly_is_read_again() -> None:
+    """Another worker moved the order's line to another order after this batch was applied: what lies there counts."""
+    world = World()
+    await world.flow.process([world.order(1), world.item(1, 1, 5)])
+    foreseen = foresee(world.plan, [UnitKey("", "1")], {("shop.public.orders", "1"): None})
+    known = foresee(world.plan, [UnitKey("", "1")], {})
+    assert foreseen == known, "a deleted row tells nothing but its key"
+    assert [read.parent for read in known[1]] == ["1", "1"] and known[0] == [("shop.public.orders", "1")]
+    columns = world.plan.tables["shop.public.orders"].columns
+    wrong = {("shop.public.orders", "1"): [99 if name == "id" else None for name in columns]}
+    await world.flow._assemble([UnitKey("", "1")], BatchReport(), known=wrong)
+    assert b'"pieces":5' in world.answer("1")
 
 
 async def test_what_the_spec_does_not_list_does_not_travel() -> None:

@@ -17,7 +17,7 @@ from pipeline.core.errors import PositionLost, Retryable
 from pipeline.report import BatchReport, DeadLetter
 from pipeline.stores.memory import MemoryMarks
 from pipeline.stores.store import AppliedPosition, ShardChanged
-from pipeline.streams.agents import BatchRunner
+from pipeline.streams.agents import COMPANY_RECORDS_MIN, BatchRunner
 from pipeline.streams.backoff import Backoff
 from pipeline.streams.handler import BatchHandler
 from pipeline.streams.lanes import BatchState, Lane, LaneLimits, RecordBatch
@@ -297,7 +297,8 @@ class TestRunner:
 
     async def test_only_a_handler_that_returns_finishes_its_batch(self) -> None:
         failures = {0: None, 1: ShardChanged("lost"), 2: ValueError("unknown")}
-        batches = [RecordBatch(("t", number), records(number), number + 1, ignore) for number in failures]
+        many = records(*range(COMPANY_RECORDS_MIN))
+        batches = [RecordBatch(("t", number), many, len(many), ignore) for number in failures]
 
         async def handle(group: Sequence[RecordBatch]) -> None:
             failure = failures[group[0].partition[1]]
@@ -322,6 +323,24 @@ class TestRunner:
         await self.run(handle, *batches, concurrency=1)
         assert groups == [[1], [1, 600, 300], [200], [5000], [1]]
         assert all(batch.state is BatchState.FINISHED and batch.released for batch in batches)
+
+    async def test_small_groups_go_one_by_one_and_only_many_records_go_beside_a_running_group(self) -> None:
+        sizes = [1, 100, 100, 49, 1, 240]
+        batches = [RecordBatch(("t", number), records(*range(size)), size, ignore) for number, size in enumerate(sizes)]
+        groups: list[tuple[int, list[int]]] = []
+        running = 0
+
+        async def handle(group: Sequence[RecordBatch]) -> None:
+            nonlocal running
+            running += 1
+            groups.append((running, [len(batch.records) for batch in group]))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            running -= 1
+
+        await self.run(handle, *batches)
+        assert groups == [(1, [1]), (2, [100, 100, 49, 1]), (1, [240])]
+        assert all(batch.state is BatchState.FINISHED for batch in batches)
 
     async def test_a_batch_dropped_before_its_turn_is_not_handled(self) -> None:
         batch = RecordBatch(PARTITION, records(0), 1, ignore)
