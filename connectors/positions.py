@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from connectors.publisher import Publisher
+from connectors.publisher import KafkaSettings, Publisher, read_topic
 from connectors.source import Position
 from pipeline.core.errors import Fatal
 from schemas.topics import positions_topic
@@ -22,13 +22,22 @@ class KafkaPositions:
     async def load(self) -> Position | None:
         """None when none was ever stored. Raises Fatal for one that can't be read: starting anew would repeat all."""
         value = await self._publisher.read_latest(self.topic, _KEY)
-        if value is None:
-            return None
-        try:
-            position: Position = msgspec.json.decode(value)["position"]
-        except (msgspec.DecodeError, KeyError, TypeError) as error:
-            raise Fatal(f"The newest position in topic {self.topic} can't be read: {error}") from error
-        return position
+        return None if value is None else _decode(value, self.topic)
 
     async def save(self, position: Position) -> None:
         await self._publisher.store(self.topic, _KEY, msgspec.json.encode({"version": 1, "position": position}))
+
+
+async def stored_position(source: str, settings: KafkaSettings) -> Position | None:
+    """What `load` would give, for somebody who only looks: nothing is made. Raises Retryable when Kafka is away."""
+    topic = positions_topic(source)
+    values = [one.value for one in await read_topic(settings, topic) if one.key == _KEY and one.value is not None]
+    return _decode(values[-1], topic) if values else None
+
+
+def _decode(value: bytes, topic: str) -> Position:
+    try:
+        position: Position = msgspec.json.decode(value)["position"]
+    except (msgspec.DecodeError, KeyError, TypeError) as error:
+        raise Fatal(f"The newest position in topic {topic} can't be read: {error}") from error
+    return position

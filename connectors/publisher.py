@@ -224,22 +224,50 @@ class Publisher:
         """The newest value of `key` in partition 0 of a small topic, read from its beginning to its present end."""
         if topic in self._created:
             return None
-        # earliest, and no seek: a seek races with the consumer's own reset, and could find the topic empty
-        consumer = AIOKafkaConsumer(**self._settings.client(), enable_auto_commit=False, auto_offset_reset="earliest")
-        latest: bytes | None = None
-        with mapped_errors(self._settings.bootstrap_servers):
-            await consumer.start()
-            try:
-                partition = TopicPartition(topic, 0)
-                consumer.assign([partition])
-                end = (await consumer.end_offsets([partition]))[partition]
-                while await consumer.position(partition) < end:
-                    for records in (await consumer.getmany(partition, timeout_ms=500)).values():
-                        for record in records:
-                            latest = record.value if record.key == key else latest
-            finally:
-                await consumer.stop()
-        return latest
+        found = [record.value for record in await _records_of(self._settings, topic) if record.key == key]
+        return found[-1] if found else None
+
+
+class StoredRecord(msgspec.Struct, frozen=True):
+    """What lies in a topic; `time_ms` is when it was written."""
+
+    offset: int
+    time_ms: int
+    key: bytes | None
+    value: bytes | None
+
+
+async def read_topic(settings: KafkaSettings, topic: str) -> list[StoredRecord]:
+    """What partition 0 of a small topic holds now, without making the topic: [] when there is none.
+
+    Raises Retryable when Kafka is away.
+    """
+    admin = AIOKafkaAdminClient(**settings.client())
+    with mapped_errors(settings.bootstrap_servers):
+        try:
+            await admin.start()
+            existing = await admin.list_topics()
+        finally:
+            await admin.close()
+    return await _records_of(settings, topic) if topic in existing else []
+
+
+async def _records_of(settings: KafkaSettings, topic: str) -> list[StoredRecord]:
+    # earliest, and no seek: a seek races with the consumer's own reset, and could find the topic empty
+    consumer = AIOKafkaConsumer(**settings.client(), enable_auto_commit=False, auto_offset_reset="earliest")
+    found: list[StoredRecord] = []
+    with mapped_errors(settings.bootstrap_servers):
+        await consumer.start()
+        try:
+            partition = TopicPartition(topic, 0)
+            consumer.assign([partition])
+            end = (await consumer.end_offsets([partition]))[partition]
+            while await consumer.position(partition) < end:
+                for records in (await consumer.getmany(partition, timeout_ms=500)).values():
+                    found += [StoredRecord(one.offset, one.timestamp, one.key, one.value) for one in records]
+        finally:
+            await consumer.stop()
+    return found
 
 
 async def check_kafka(settings: KafkaSettings, topics: Sequence[str]) -> list[Finding]:

@@ -9,9 +9,9 @@ from connectors.postgres import publication as publications
 from connectors.postgres import slot as slots
 from connectors.postgres.catalog import Catalog, Table, without_key
 from connectors.postgres.config import PostgresConfig
-from connectors.postgres.server import Server, quote_name, quote_table
-from connectors.source import Finding
-from pipeline.core.errors import EnvironmentProblem, Fatal
+from connectors.postgres.server import Server, lsn_text, quote_name, quote_table
+from connectors.source import Finding, Position
+from pipeline.core.errors import CtxpipeError, EnvironmentProblem, Fatal, PositionLost
 
 VERSION_MIN = 140000
 
@@ -32,6 +32,30 @@ async def check_postgres(config: PostgresConfig) -> list[Finding]:
     finally:
         await catalog.close()
     return findings
+
+
+async def check_position(config: PostgresConfig, position: Position | None) -> list[Finding]:
+    """Whether the server can go on at the stored position, judged as `ctxpipe connect` would; None: none is stored."""
+    server = Server(config.dsn.get_secret_value(), config.name)
+    catalog, control = Catalog(server), None
+    mend = slots.RESET.format(source=config.name)
+    try:
+        if position is None:
+            await slots.require_none(catalog, config)
+            return [Finding("ok", "position", "none is stored: `ctxpipe connect` makes the slot and reads all rows")]
+        if position.get("state") != slots.STREAMING:
+            return [Finding("ok", "position", "`ctxpipe connect` begins from scratch")]
+        control = await server.connect_replication()
+        await slots.require_position(catalog, control, config, position)
+    except PositionLost as error:
+        return [Finding("unfit", "position", str(error).removesuffix(mend).strip(), mend)]
+    except CtxpipeError as error:
+        return [Finding("unfit", "position", f"can't be examined: {error}")]
+    finally:
+        await catalog.close()
+        if control is not None:
+            await control.close()
+    return [Finding("ok", "position", f"goes on at {lsn_text(int(position['lsn']))}")]
 
 
 async def table_columns(config: PostgresConfig, tables: list[str]) -> dict[str, list[str] | None]:
@@ -147,7 +171,7 @@ async def _slot(catalog: Catalog, config: PostgresConfig) -> list[Finding]:
     subject = f"slot {config.slot}"
     slot = await slots.find_slot(catalog, config.slot)
     if slot is None:
-        return [Finding("ok", subject, "`ctxpipe connect` will create it")]
+        return []  # whether it should be there, the position tells
     if slot.state == "lost":
         message = "the server has given it up: the log it needed grew beyond max_slot_wal_keep_size"
         return [Finding("unfit", subject, message, f"ctxpipe connect {config.name} --reset")]

@@ -19,6 +19,10 @@ from connectors.postgres.server import Connection, lsn_number, lsn_text, quote_n
 from connectors.source import Position
 from pipeline.core.errors import EnvironmentProblem, PositionLost
 
+CREATING = "creating"
+STREAMING = "streaming"
+"""The two states of a position."""
+
 RESET = "Start over with: ctxpipe connect {source} --reset (new slot, all rows are read again, deleted rows vanish)"
 
 
@@ -114,6 +118,16 @@ def _lives(pid: int) -> bool:
             os.kill(pid, 0)
         return True
     return False
+
+
+async def require_none(catalog: Catalog, config: PostgresConfig) -> None:
+    """Before the first start. Raises PositionLost when the slot is there already."""
+    if await find_slot(catalog, config.slot) is not None:
+        raise PositionLost(
+            f"{catalog.server.where} has the slot {config.slot} already, but no position is stored for source "
+            f"{config.name}: the positions topic was lost, or the slot belongs to somebody else. Give the source "
+            f"another slot, or take this one over. {RESET.format(source=config.name)}"
+        )
 
 
 async def require_position(

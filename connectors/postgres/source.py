@@ -29,18 +29,15 @@ from connectors.postgres.snapshot import Captured, ExportedSnapshot, Progress, c
 from connectors.postgres.transactions import StreamedTransactions
 from connectors.postgres.watermark import TableProgress, TableSnapshots, emit_message
 from connectors.source import Batch, LagReport, Position, SourceRecord, TableDescription
-from pipeline.core.errors import CtxpipeError, PositionLost
+from pipeline.core.errors import CtxpipeError
 from schemas.topics import message_topic, table_topic
 
 log = logging.getLogger(__name__)
 
-CREATING = "creating"
-STREAMING = "streaming"
-
 
 def reset_position() -> Position:
     """Stored by `ctxpipe connect --reset`: drop the slot, tell consumers to forget all rows, read everything again."""
-    return {"state": CREATING, "truncate": True}
+    return {"state": slots.CREATING, "truncate": True}
 
 
 class PostgresSource:
@@ -65,12 +62,12 @@ class PostgresSource:
 
     async def open(self, position: Position | None) -> None:
         self._control = await self._server.connect_replication()
-        if position is not None and position.get("state") == STREAMING:
+        if position is not None and position.get("state") == slots.STREAMING:
             await self._resume(position)
         else:
             if position is None:
-                await self._require_no_slot()
-            self._batches = self._from_scratch(position or {"state": CREATING})
+                await slots.require_none(self._catalog, self.config)
+            self._batches = self._from_scratch(position or {"state": slots.CREATING})
 
     async def read(self) -> Batch:
         assert self._batches is not None, "open first"
@@ -78,7 +75,7 @@ class PostgresSource:
 
     async def acknowledge(self, position: Position) -> None:
         self._acknowledged.set()
-        if position.get("state") == STREAMING:
+        if position.get("state") == slots.STREAMING:
             self._stream.confirm(position["lsn"])
 
     async def close(self) -> None:
@@ -122,20 +119,12 @@ class PostgresSource:
 
     # the way of a source
 
-    async def _require_no_slot(self) -> None:
-        if await slots.find_slot(self._catalog, self.config.slot) is not None:
-            raise PositionLost(
-                f"{self._server.where} has the slot {self.config.slot} already, but no position is stored for source "
-                f"{self.name}: the positions topic was lost, or the slot belongs to somebody else. Give the source "
-                f"another slot, or take this one over. {slots.RESET.format(source=self.name)}"
-            )
-
     async def _from_scratch(self, position: Position) -> AsyncIterator[Batch]:
         """The intention is stored before the slot is made: whoever comes after a crash knows that the slot is ours.
         The slot's start is stored before the first row is given: whoever comes then goes on from it.
         """
         truncate = bool(position.get("truncate"))
-        yield Batch([], {"state": CREATING, "truncate": truncate})
+        yield Batch([], {"state": slots.CREATING, "truncate": truncate})
         await self._acknowledged.wait()
         await slots.require_free(self._catalog, self.config)
         await slots.drop_slot(self._catalog, self.config.slot)
@@ -244,7 +233,7 @@ class PostgresSource:
 
     def _new_base(self, identity: slots.Identity) -> Position:
         return {
-            "state": STREAMING,
+            "state": slots.STREAMING,
             "system": identity.system,
             "timeline": identity.timeline,
             "slot": self.config.slot,

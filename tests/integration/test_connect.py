@@ -138,6 +138,13 @@ async def test_ten_megabytes_pass_and_what_no_worker_reads_is_set_aside(
         letters = await read_all(kafka_bootstrap, [f"ctxpipe.{name}.dead-letter"])
         body = json.loads(letters[0].value)
         assert body["key"] == '{"id":2}' and body["size"] > 17_000_000 and "max.message.bytes" in body["reason"]
+        listed, shown, again = [
+            await run_command("dlq", "--config", str(path), name, *words).start()
+            for words in (["list"], ["show", "0", "--json"], ["redrive", "0"])
+        ]
+        assert await listed.ended() == 0 and f'{name}.public.t {{"id":2}}' in listed.output
+        assert await shown.ended() == 0 and json.loads(shown.output)["size"] == body["size"]
+        assert await again.ended() == 1 and f"ctxpipe connect {name} --snapshot public.t" in again.output
         command.send(signal.SIGTERM)
         assert await command.ended() == 0, command.output
 
@@ -212,6 +219,40 @@ async def test_check(
         away = await run_command("check", "--config", str(path)).start()
         assert await away.ended() == 3 and "Kafka" in away.output and "127.0.0.1:1 can't be reached" in away.output
         assert "Traceback" not in fit.output + unfit.output + away.output
+
+
+async def test_check_sees_what_connect_would_refuse(
+    make_config: MakeConfig,
+    run_command: Callable[..., Command],
+    kafka_bootstrap: str,
+    postgres_dsn: str,
+    redis_url: str,
+) -> None:
+    name, path = make_config(redis=redis_url)
+
+    async def check(name: str, path: Path) -> tuple[int, dict[str, dict[str, str]]]:
+        command = await run_command("check", name, "--json", "--config", str(path)).start()
+        code = await command.ended()
+        findings = json.loads(command.output.splitlines()[-1])["findings"]
+        return code, {one["subject"]: one for one in findings if one["subject"].startswith(f"{name}: ")}
+
+    async with PostgresHarness(postgres_dsn) as harness:
+        code, found = await check(name, path)
+        assert code == 0 and "none is stored" in found[f"{name}: position"]["message"]
+        connector = await run_command("connect", name, "--config", str(path)).start()
+        beats = [f"{name}.public.t"]
+        await eventually(lambda: read_all(kafka_bootstrap, beats), timeout_s=60, what="it streams")
+        connector.send(signal.SIGTERM)
+        assert await connector.ended() == 0
+        code, found = await check(name, path)
+        assert code == 0 and "goes on at" in found[f"{name}: position"]["message"]
+        other, other_path = make_config(redis=redis_url, slot=f"ctxpipe_{name}", publication=f"ctxpipe_{name}")
+        code, found = await check(other, other_path)
+        assert code == 1 and "no position is stored" in found[f"{other}: position"]["message"]
+        await harness.drop_slot(f"ctxpipe_{name}")
+        code, found = await check(name, path)
+        lost = found[f"{name}: position"]
+        assert code == 1 and "is gone" in lost["message"] and f"ctxpipe connect {name} --reset" in lost["mend"]
 
 
 async def test_bench_capture_runs_small(

@@ -299,6 +299,10 @@ async def test_a_worker_process_refuses_a_changed_spec_itself(pipeline: Pipeline
     stream = context_stream(load(pipeline.config_path), pipeline.spec(1, NEW))
     with pytest.raises(ConfigError, match="Write version: 2"):
         await stream.open()
+    code, lines, _ = await pipeline.run("check")
+    assert code == 1 and any("unfit" in line and "Write version: 2" in line for line in lines), lines
+    pipeline.write_spec(1, OLD)
+    assert (await pipeline.run("check"))[0] == 0
 
 
 async def test_what_is_proposed_is_what_workers_agree_on(pipeline: Pipeline) -> None:
