@@ -11,7 +11,7 @@ from schemas.topics import dead_letter_topic
 KEY_BYTES_MAX = 4096
 
 
-class SetAside(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class SetAside(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A letter on the wire, JSON. `topic` is where the row would have gone; `lsn` its place in the source's log, 0 for
     a snapshot's; `size` its bytes where it was too large; `row` its values' first bytes, base64, by column.
     """

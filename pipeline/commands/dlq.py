@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from connectors.set_aside import SetAside
+    from pipeline.core.config import Config
     from pipeline.streams.redrive import DeadLetterBox, Found
 
 TEXT_MAX = 60
 
 
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """A row that a connector set aside, by its offset in the source's dead-letter topic."""
+
+    number: int
+    letter: SetAside
+    failed_at_ms: int
+
+
 @click.group()
-@click.argument("context")
+@click.argument("context", metavar="CONTEXT|SOURCE")
 @click.option("--config", "config_path", envvar="CTXPIPE_CONFIG", default="ctxpipe.yaml", show_default=True)
 @click.pass_context
 def command(ctx: click.Context, context: str, config_path: str) -> None:
-    """Look at the dead letters of CONTEXT, and replay them."""
+    """Look at the dead letters of CONTEXT, and replay them; or at the rows that the connector of SOURCE set aside."""
     ctx.obj = (context, config_path)
 
 
@@ -37,12 +49,7 @@ def list_letters(chosen: tuple[str, str], limit: int, as_json: bool) -> None:
     if not found:
         click.echo("No dead letters.")
         return
-    rows = [("NUMBER", "WHEN", "RECORD", "REASON", "BUNDLES")]
-    for one in found[-limit:]:
-        letter = one.letter
-        keys = ", ".join(letter.bundle_keys[:3]) + (" …" if len(letter.bundle_keys) > 3 else "")
-        place = f"{letter.topic}/{letter.partition}@{letter.offset}"
-        rows.append((str(one.number), _when(letter.failed_at_ms), place, letter.reason[:TEXT_MAX], keys or "-"))
+    rows = [("NUMBER", "WHEN", "RECORD", "REASON", "BUNDLES"), *map(_line, found[-limit:])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -63,7 +70,7 @@ def show_letter(chosen: tuple[str, str], number: int, as_json: bool) -> None:
         click.echo(json.dumps(_as_dict(one, with_record=True)))
         return
     for name, value in _as_dict(one, with_record=True).items():
-        if name in ("key", "value") and value is not None:
+        if name in ("key", "value") and value is not None and not isinstance(one, Aside):
             value = base64.b64decode(value).decode(errors="backslashreplace")
         click.echo(f"{name:>13}: {value}")
 
@@ -84,7 +91,9 @@ def redrive_letters(chosen: tuple[str, str], numbers: tuple[int, ...], every: bo
         raise click.UsageError("name the letters to redrive by their numbers, or all of them with --all")
     found = _read(chosen)
     wanted = found if every else _named(found, numbers)
-    refused = asyncio.run(_redriven(chosen, wanted))
+    refused = [_never_there(chosen[0], one) for one in wanted if isinstance(one, Aside)]
+    records = [one for one in wanted if not isinstance(one, Aside)]
+    refused += asyncio.run(_redriven(chosen, records)) if records else []
     if as_json:
         click.echo(json.dumps({"redriven": len(wanted) - len(refused), "refused": refused}))
     else:
@@ -107,27 +116,62 @@ async def _redriven(chosen: tuple[str, str], wanted: list[Found]) -> list[str]:
         await opened.close()
 
 
+def _never_there(source: str, one: Aside) -> str:
+    table = one.letter.table or one.letter.topic.removeprefix(f"{source}.")
+    return (
+        f"{one.number}: the connector set this row aside, so Kafka does not have it and nothing can be applied. Mend "
+        f"what the reason says, then change the row or let `ctxpipe connect {source} --snapshot {table}` read it again"
+    )
+
+
 def _box(chosen: tuple[str, str]) -> DeadLetterBox:
-    from pipeline.core.config import load, load_contexts
-    from pipeline.core.errors import ConfigError
+    from pipeline.core.config import load
     from pipeline.streams.redrive import DeadLetterBox
     from schemas.topics import dead_letter_topic
 
-    context, config_path = chosen
-    config = load(config_path)
-    known = load_contexts(config)
-    if context not in known:
-        raise ConfigError([f"no context {context!r}; the configuration has: {', '.join(sorted(known)) or 'none'}"])
-    return DeadLetterBox(config.kafka.bootstrap_servers, dead_letter_topic(context))
+    return DeadLetterBox(load(chosen[1]).kafka.bootstrap_servers, dead_letter_topic(chosen[0]))
 
 
-def _read(chosen: tuple[str, str]) -> list[Found]:
+def _read(chosen: tuple[str, str]) -> list[Found | Aside]:
+    """What workers and what a connector wrote, oldest first: a context and a source may have the same name."""
     import asyncio
 
-    return asyncio.run(_box(chosen).read())
+    from pipeline.core.config import load, load_contexts
+    from pipeline.core.errors import ConfigError
+
+    name, config_path = chosen
+    config = load(config_path)
+    contexts = load_contexts(config)
+    if name not in contexts and name not in config.sources:
+        known = ", ".join(sorted({*contexts, *config.sources})) or "none"
+        raise ConfigError([f"no context or source {name!r}; the configuration has: {known}"])
+    found: list[Found | Aside] = []
+    if name in contexts:
+        found += asyncio.run(_box(chosen).read())
+    if name in config.sources:
+        found += asyncio.run(_set_aside(config, name))
+    return sorted(found, key=lambda one: one.number)
 
 
-def _named(found: list[Found], numbers: tuple[int, ...]) -> list[Found]:
+async def _set_aside(config: Config, source: str) -> list[Aside]:
+    from contextlib import suppress
+
+    from connectors.assembly import retryable_is_fatal
+    from connectors.publisher import read_topic
+    from connectors.set_aside import decode_set_aside
+    from pipeline.commands._sources import kafka_settings
+    from schemas.topics import dead_letter_topic
+
+    with retryable_is_fatal():
+        records = await read_topic(kafka_settings(config), dead_letter_topic(source))
+    found = []
+    for record in records:
+        with suppress(ValueError):  # a worker's, of the context with the same name
+            found.append(Aside(record.offset, decode_set_aside(record.value), record.time_ms))
+    return found
+
+
+def _named(found: list[Found | Aside], numbers: tuple[int, ...]) -> list[Found | Aside]:
     known = {one.number: one for one in found}
     missing = [str(number) for number in numbers if number not in known]
     if missing:
@@ -139,7 +183,19 @@ def _when(time_ms: int) -> str:
     return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _as_dict(one: Found, with_record: bool) -> dict[str, Any]:
+def _line(one: Found | Aside) -> tuple[str, str, str, str, str]:
+    if isinstance(one, Aside):
+        place, keys, time_ms = f"{one.letter.topic} {one.letter.key or ''}".strip(), "", one.failed_at_ms
+    else:
+        letter = one.letter
+        keys = ", ".join(letter.bundle_keys[:3]) + (" …" if len(letter.bundle_keys) > 3 else "")
+        place, time_ms = f"{letter.topic}/{letter.partition}@{letter.offset}", letter.failed_at_ms
+    return str(one.number), _when(time_ms), place, one.letter.reason[:TEXT_MAX], keys or "-"
+
+
+def _as_dict(one: Found | Aside, with_record: bool) -> dict[str, Any]:
+    if isinstance(one, Aside):
+        return _aside_as_dict(one, with_record)
     letter = one.letter
     shown: dict[str, Any] = {
         "number": one.number,
@@ -157,3 +213,18 @@ def _as_dict(one: Found, with_record: bool) -> dict[str, Any]:
     if with_record:
         shown |= {"headers": letter.headers, "key": letter.key, "value": letter.value}
     return shown
+
+
+def _aside_as_dict(one: Aside, with_record: bool) -> dict[str, Any]:
+    letter = one.letter
+    shown: dict[str, Any] = {
+        "number": one.number,
+        "reason": letter.reason,
+        "topic": letter.topic,
+        "table": letter.table,
+        "key": letter.key,
+        "lsn": letter.lsn,
+        "size": letter.size,
+        "failed_at_ms": one.failed_at_ms,
+    }
+    return {**shown, "row": letter.row} if with_record else shown

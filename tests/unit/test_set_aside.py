@@ -39,4 +39,4 @@ def test_a_letter_shows_what_the_source_sent() -> None:
     assert letter.lsn == 9 and set(letter.row) == {"id"}
     assert len(base64.b64decode(letter.row["id"] or "")) == 10_000
     with pytest.raises(ValueError, match="no"):
-        decode_set_aside(msgspec.json.encode({"digest": "a worker's"}))
+        decode_set_aside(msgspec.json.encode({"reason": "no", "topic": "t", "digest": "a worker's"}))
