@@ -10,6 +10,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
 Column = Annotated[str, Field(min_length=1, max_length=128)]
 Compose = Literal["copy", "link", "auto"]
 Mask = Literal["hash", "redact", "last4"]
+AGGREGATES_MAX = 100
+"""Of one section: each has a number of its own in the names of counters, where 127 is the last one."""
 AggregateFunction = Literal["count", "sum", "avg", "min", "max", "latest", "count_distinct", "share"]
 
 
@@ -50,6 +52,8 @@ class FieldSpec(Part):
     def _column_or_value(self) -> FieldSpec:
         if self.column is not None and self.value is not None:
             raise ValueError("give either 'column' or 'value', not both")
+        if self.column is None and self.value is None:
+            raise ValueError("'column' or 'value' stands here without anything; fill it in or take it out")
         return self
 
 
@@ -70,7 +74,9 @@ class Aggregate(Part):
             return {"function": data}
         if isinstance(data, dict) and "function" not in data:
             named = [name for name in data if name in functions]
-            if len(named) == 1:
+            if len(named) > 1:
+                raise ValueError(f"{' and '.join(named)} are two aggregates; give each a name of its own")
+            if named:
                 rest = {key: value for key, value in data.items() if key != named[0]}
                 column = data[named[0]]
                 return {**rest, "function": named[0], **({"column": column} if column not in (None, True) else {})}
@@ -103,7 +109,7 @@ class Section(Part):
     order_by: list[str] = Field(default_factory=list, description="columns; a leading '-' is descending")
     limit: int | None = Field(default=None, ge=1, le=1000)
     group_by: list[Column] = Field(default_factory=list)
-    aggregates: dict[Name, Aggregate] = Field(default_factory=dict)
+    aggregates: dict[Name, Aggregate] = Field(default_factory=dict, max_length=AGGREGATES_MAX)
     compose: Compose = "auto"
 
 
@@ -120,7 +126,7 @@ class Serving(Part):
 
     max_age_ms: int = Field(default=5000, ge=1, description="older than this is labelled stale")
     budget_ms: int = Field(default=20, ge=1, le=60000)
-    time_to_live_s: int | None = Field(default=None, ge=1)
+    time_to_live_s: int | None = Field(default=None, ge=1, le=315_360_000, description="at most ten years")
     default: dict[str, Any] | None = Field(default=None, description="the deterministic fallback bundle")
 
 
@@ -128,7 +134,7 @@ class ContextSpec(Part):
     """One context: the root entity, its fields, its sections."""
 
     context: Name
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, le=999_999_999)
     description: str = ""
     root: Name
     entities: dict[Name, Entity] = Field(min_length=1)

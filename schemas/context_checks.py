@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
 
 from schemas.context import Aggregate, ContextSpec, Entity, FieldSpec, Section
 from schemas.expression import ExpressionError, compile_expression
-from schemas.types import check_type
+from schemas.types import NESTING_MAX, check_type, nested_too_deep
 from schemas.yaml_file import Location, Mistake, suggestion
 
 SECTION_DEPTH_MAX = 6
@@ -37,6 +40,7 @@ class _Checker:
         yield from _fields((), spec.fields, spec.sections, types)
         for name, section in spec.sections.items():
             yield from self._section(("sections", name), section, spec.root, 1, inside_link=False)
+        yield from _default(("serving", "default"), spec.serving.default)
         yield from _text(spec)
 
     def _types(self, entity_name: str) -> Mapping[str, str]:
@@ -100,12 +104,19 @@ def _beside_aggregates(at: Location, section: Section) -> Iterator[Mistake]:
     yield from _twice((*at, "group_by"), section.group_by, "column")
 
 
+_DIRECTION = re.compile(r"(.+)\s(asc|desc)", re.IGNORECASE)
+
+
 def _order(at: Location, section: Section) -> Iterator[Mistake]:
     names = [text.removeprefix("-") for text in section.order_by]
     grouped = [*section.group_by, *section.aggregates]
     for i, name in enumerate(names):
         here = (*at, "order_by", i)
-        if not name or name != name.strip():
+        if direction := _DIRECTION.fullmatch(name):
+            column = direction.group(1).strip()
+            wanted = f"-{column}" if direction.group(2).lower() == "desc" else column
+            yield Mistake(here, f"the direction is a sign here; did you mean {wanted}?")
+        elif not name or name != name.strip():
             yield Mistake(here, "write a name, or -name for descending order, without blanks")
         elif section.aggregates and section.group_by and name not in grouped:
             hint = suggestion(name, grouped)
@@ -115,7 +126,9 @@ def _order(at: Location, section: Section) -> Iterator[Mistake]:
 
 def _entity(at: Location, entity: Entity) -> Iterator[Mistake]:
     if entity.table.count(".") != 1 or not all(entity.table.split(".")):
-        yield Mistake((*at, "table"), f"{entity.table!r} is not schema.table; did you mean public.{entity.table}?")
+        parts = [part for part in entity.table.split(".") if part]
+        hint = f"; did you mean {'.'.join(['public', *parts][-2:])}?" if parts else ""
+        yield Mistake((*at, "table"), f"{entity.table!r} is not schema.table{hint}")
     yield from _twice((*at, "key"), entity.key, "column")
     yield from _expression((*at, "filter"), entity.filter, entity.types)
     for column, declared in entity.types.items():
@@ -144,9 +157,23 @@ def _fields(
     yield from _twice((*at, "fields"), [spec.name for spec in fields], "name")
     for i, spec in enumerate(fields):
         yield from _expression((*at, "fields", i, "value"), spec.value, types)
+        yield from _default((*at, "fields", i, "default"), spec.default)
         if spec.name in sections:
             text = f"{spec.name!r} is also the name of a section here; one of them needs another name"
             yield Mistake((*at, "fields", i), text)
+
+
+def _default(at: Location, value: Any) -> Iterator[Mistake]:
+    """A default goes into bundles as it is, so it must be JSON."""
+    if nested_too_deep(value):
+        yield Mistake(at, f"nested more than {NESTING_MAX} levels deep")
+        return
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        yield Mistake(at, "half of a surrogate pair is no character")
+    except ValueError:
+        yield Mistake(at, "a number too large for a float; write it as text")
 
 
 def _aggregate(at: Location, aggregate: Aggregate, section: Section, types: Mapping[str, str]) -> Iterator[Mistake]:
@@ -172,12 +199,15 @@ def _text(spec: ContextSpec) -> Iterator[Mistake]:
     names = {*spec.sections, *(given.name for given in spec.fields)}
     try:
         environment.from_string(spec.text.template)
-        used = meta.find_undeclared_variables(environment.parse(spec.text.template))
+        tree = environment.parse(spec.text.template)
+        used = meta.find_undeclared_variables(tree)
     except TemplateSyntaxError as error:
         yield Mistake((*at, LINE, error.lineno), f"not a Jinja template: {error.message}")
     except (TemplateError, RecursionError) as error:
         yield Mistake(at, f"not a Jinja template: {error}")
     else:
+        if any(True for _ in meta.find_referenced_templates(tree)):
+            yield Mistake(at, "a template stands alone here: there is nothing to include, import or extend")
         for name in sorted(used - names - set(environment.globals)):
             yield Mistake(at, f"the bundle has no {name!r}{suggestion(name, names)}")
     paths = set(_paths(spec.sections, ""))

@@ -24,7 +24,13 @@ SHORTHAND_KEYS = {"Aggregate": typing.get_args(AggregateFunction)}
 """Keys beside a model's own that its short form accepts: `{avg: dep_delay}`."""
 
 _REPAIRS_MAX = 8
-_STAND_INS: dict[str, Any] = {"context": "placeholder", "version": 1, "fields": ["placeholder"]}
+_STAND_INS: dict[str, Any] = {"context": "placeholder", "version": 1, "root": "placeholder", "fields": ["placeholder"]}
+_PART_STAND_INS: dict[str | int, dict[str, Any]] = {
+    "entities": {"source": "placeholder", "table": "public.placeholder", "key": ["placeholder"]},
+    "sections": {"entity": "placeholder", "on": {"placeholder": "placeholder"}},
+}
+_SHAPED = ("fields", "sections", "order_by", "limit", "group_by", "aggregates")
+"""Parts of a section whose meaning depends on its kind, group_by and aggregates."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +54,16 @@ def read_context(path: Path | str) -> ContextFile:
     try:
         spec = ContextSpec.model_validate(document.data)
         mistakes: list[Mistake] = []
+        broken: set[Location] = set()
     except ValidationError as error:
         mistakes = mistakes_of(error, ContextSpec, SHORTHAND_KEYS)
+        broken = {tuple(entry["loc"]) for entry in error.errors()}
         repaired = _repaired(document.data, error)
         if repaired is None:
             raise SpecError(document.sentences(mistakes)) from None
         spec = repaired
     entities = document.data.get("entities")
     found = check_spec(spec, list(entities) if isinstance(entities, dict) else [])
-    broken = {mistake.location for mistake in mistakes}
     mistakes += [_at_text(document, m) for m in found if not _follows(m.location, broken)]
     if mistakes:
         raise SpecError(document.sentences(mistakes))
@@ -99,6 +106,11 @@ def _take_out(data: dict[str, Any], location: Location, missing: bool) -> None:
     if len(location) == 1 and location[0] in _STAND_INS:
         data[str(location[0])] = _STAND_INS[str(location[0])]
         return
+    container, name = _part(data, location[:-1]), str(location[-1])
+    stand_ins = _PART_STAND_INS.get(location[-3] if len(location) > 2 else "", {})
+    if name in stand_ins and isinstance(container, dict):
+        container[name] = stand_ins[name]
+        return
     if missing:
         location = location[:-1]
     while location and _part(data, location) is None:
@@ -136,7 +148,19 @@ def _follows(location: Location, broken: set[Location]) -> bool:
     if location[-2:-1] == ("order_by",):
         aggregates = (*location[:-2], "aggregates")
         return any(other[: len(aggregates)] == aggregates for other in broken)
-    return any(location[: len(other)] == other or location == other[: len(location)] for other in broken)
+    if location[:1] == ("entities",) and location[2:] == ("key",):
+        return any(other[:1] == ("entities",) for other in broken)  # compared with a key that stands in for another
+    return any(
+        location[: len(other)] == other or location == other[: len(location)] or _shaped_by(other, location)
+        for other in broken
+    )
+
+
+def _shaped_by(other: Location, location: Location) -> bool:
+    """Whether what a part may be is open, because what gives it its meaning in the same section is broken itself."""
+    if other[-1:] not in (("kind",), ("group_by",), ("aggregates",)) or len(location) < len(other):
+        return False
+    return location[: len(other) - 1] == other[:-1] and location[len(other) - 1] in _SHAPED
 
 
 def _at_text(document: Document, mistake: Mistake) -> Mistake:

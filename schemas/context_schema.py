@@ -32,8 +32,9 @@ def printed_schema() -> str:
 def _field(written_out: dict[str, Any]) -> dict[str, Any]:
     """A column's name alone, or the object; column and value exclude each other."""
     name = {key: value for key, value in written_out["properties"]["name"].items() if key != "title"}
-    either = {"not": {"required": ["column", "value"], "properties": {part: {"type": "string"} for part in _EITHER}}}
-    return {"description": written_out["description"], "anyOf": [name, {**written_out, **either}]}
+    given = [{"required": [part], "properties": {part: {"type": "string"}}} for part in _EITHER]
+    neither = {"not": {"anyOf": [{"required": [part]} for part in _EITHER]}}
+    return {"description": written_out["description"], "anyOf": [name, {**written_out, "oneOf": [neither, *given]}]}
 
 
 _EITHER = ("column", "value")

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import ast
 import difflib
+import keyword
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -80,6 +82,9 @@ _HABITS = (
 )
 
 
+_RESERVED = frozenset(keyword.kwlist) - {"and", "or", "not", "in", "is", "if", "else", "None", "True", "False"}
+
+
 class ExpressionError(ValueError):
     """A text that is no expression. `position` is the 1-based character; the message says what is allowed there."""
 
@@ -113,7 +118,9 @@ def compile_expression(text: str, types: Mapping[str, str] | None = None) -> Exp
     if not source:
         raise ExpressionError(f"empty; {_ALLOWED}", 1)
     try:
-        tree = ast.parse(source, mode="eval")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # "\d" keeps its backslash
+            tree = ast.parse(source, mode="eval")
     except SyntaxError as error:
         position = min(error.offset or len(source), len(source))
         raise ExpressionError(_syntax_message(source, error), position + offset) from None
@@ -127,6 +134,9 @@ def compile_expression(text: str, types: Mapping[str, str] | None = None) -> Exp
 def _syntax_message(source: str, error: SyntaxError) -> str:
     unquoted = re.sub(r"'[^']*'|\"[^\"]*\"", "''", source)
     hint = next((hint for pattern, hint in _HABITS if pattern.search(unquoted)), None)
+    word = next((word for word in re.findall(r"\w+", unquoted) if word in _RESERVED), None)
+    if hint is None and word is not None:
+        hint = f'{word} is a word of the language; write column("{word}") for a column of this name'
     return hint or f"{error.msg}; {_ALLOWED}"
 
 
@@ -172,13 +182,14 @@ class _Compiler:
             return lambda row: value
         if node.id.lower() in _CONSTANTS:
             self._refuse(node, f"write {node.id.lower()} in small letters")
-        return self._column(node.id)
+        # As it is written: Python makes other letters of some (µ, ﬁ), a database does not.
+        return self._column(ast.get_source_segment(self._source, node) or node.id)
 
     def _column(self, name: str) -> Run:
         self.columns.add(name)
         declared = self._types.get(name, "")
         if declared.startswith(NUMBER_TYPES) and not declared.endswith("[]"):
-            number = values.number
+            number = values.number_or_special
             return lambda row: number(row.get(name))
         return lambda row: row.get(name)
 

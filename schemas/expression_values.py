@@ -20,6 +20,9 @@ DIGITS_MAX = 300
 TEXT_LENGTH_MAX = 1_000_000
 ROUND_PLACES_MAX = 18
 
+SPECIAL = frozenset({"NaN", "Infinity", "-Infinity"})
+"""Numbers that can only be compared: arithmetic with them gives null."""
+
 _NUMBER_TEXT = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 _INTEGER_LIMIT = 10**DIGITS_MAX
 _EXACT = Context(prec=DIGITS_MAX * 4, Emin=-9999, Emax=9999)
@@ -39,6 +42,11 @@ def number(value: Any) -> int | Decimal | None:
     if kind is float:
         return _limited(Decimal(repr(value)))
     return _limited(value) if kind is Decimal else None
+
+
+def number_or_special(value: Any) -> int | Decimal | str | None:
+    """As number, but NaN and the infinities stay: they can still be compared."""
+    return value if value.__class__ is str and value in SPECIAL else number(value)
 
 
 _JSON = msgspec.json.Decoder(float_hook=number)
@@ -116,11 +124,21 @@ def negate(value: Any) -> int | Decimal | None:
 
 
 def compare(left: Any, right: Any) -> int | None:
-    """-1, 0 or 1; null unless both are numbers, both text, both booleans, or a number and text that spells one."""
+    """-1, 0 or 1; null unless both are numbers, both text, both booleans, or a number and text that spells one.
+
+    As in Postgres, infinity is beyond all numbers and NaN beyond infinity.
+    """
     left_kind, right_kind = left.__class__, right.__class__
     if left_kind is not right_kind or left_kind is float or left_kind is Decimal:
+        if left.__class__ is str and left in SPECIAL and number(right) is not None:
+            return -1 if left == "-Infinity" else 1
+        if right.__class__ is str and right in SPECIAL and number(left) is not None:
+            return 1 if right == "-Infinity" else -1
         left, right = number(left), number(right)
-    elif left_kind is not int and left_kind is not str and left_kind is not bool:
+    elif left_kind is str:
+        if left[-1:] == "Z" == right[-1:] and left[10:11] == "T" == right[10:11]:
+            left, right = left[:-1], right[:-1]  # 05Z comes before 05.5Z, though Z comes after the dot
+    elif left_kind is not int and left_kind is not bool:
         return None
     if left is None or right is None:
         return None

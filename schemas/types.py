@@ -18,6 +18,22 @@ TYPE_NAMES = (
 )  # fmt: skip
 """Also `decimal(precision,scale)` and `bits(length)`; `timestamp` is `timestamp_us`; `type[]` is an array."""
 
+_SQL_NAMES = {
+    "integer": ("int", "int2", "int4", "int8", "smallint", "bigint", "serial", "bigserial", "oid"),
+    "float": ("real", "double", "double precision", "float4", "float8"),
+    "text": ("char", "varchar", "character varying", "bpchar", "string", "citext", "enum"),
+    "boolean": ("bool",),
+    "bytes": ("bytea",),
+    "bits": ("bit", "varbit", "bit varying"),
+    "json": ("jsonb",),
+    "decimal(19,2)": ("money",),
+    "time_us": ("time", "time without time zone"),
+    "timestamp": ("timestamp without time zone", "datetime"),
+    "timestamptz": ("timestamp with time zone",),
+    "interval_us": ("interval",),
+}
+_OF_SQL = {name: own for own, names in _SQL_NAMES.items() for name in names}
+
 NESTING_MAX = 128
 """Levels of lists and objects in a value. A json column that is nested deeper stays text; a list or object that came
 as such makes its record unreadable. Parsers and encoders have limits of their own, which depend on who calls them."""
@@ -61,4 +77,6 @@ def check_type(declared: str) -> str | None:
         return None
     if declared.startswith(("decimal", "numeric")):
         return f"{declared!r}: write decimal(precision,scale), e.g. decimal(10,2)"
-    return f"no type {declared!r}{suggestion(declared, TYPE_NAMES) or '; types: ' + ', '.join(TYPE_NAMES)}"
+    own = _OF_SQL.get(declared.lower().partition("(")[0].strip())
+    hint = f"; did you mean {own}?" if own else suggestion(declared, TYPE_NAMES)
+    return f"no type {declared!r}{hint or '; types: ' + ', '.join(TYPE_NAMES)}"

@@ -263,6 +263,8 @@ def _problem(entry: Mapping[str, Any]) -> str:
         words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
         limits = " and ".join(f"{words[key]} {limit}" for key, limit in context.items() if key in words)
         return f"must be {limits}{shown}"
+    if kind == "too_long":
+        return f"at most {context.get('max_length')} can stand here"
     if kind == "value_error":
         return str(context.get("error", entry["msg"]))
     return f"{entry['msg'][:1].lower()}{entry['msg'][1:]}"

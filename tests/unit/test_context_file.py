@@ -160,6 +160,27 @@ ONE_MISTAKE = [
     ("version: 1", "version: !!python/name:os.system 1", 2, "version", "not allowed"),
     ("version: 1", "version: 1: 2", 2, "", "not YAML"),
     ("mask: last4", "mask: *nowhere", 18, "", "undefined alias"),
+    ("version: 1", "version: 1000000000", 2, "version", "at most 999999999"),
+    ("root: flight\n", "", 1, "", "'root' is missing"),
+    ("public.flights", "shop.public.flights", 8, "entities.flight.table", "did you mean public.flights?"),
+    ("decimal(10,2)", "bigint", 10, "entities.flight.types.fare", "did you mean integer?"),
+    ("decimal(10,2)", "varchar(20)", 10, "entities.flight.types.fare", "did you mean text?"),
+    ("mask: last4", "column: , mask: last4", 18, "fields.3", "without anything"),
+    ("value: \"dep_delay > 15\"", "value:", 17, "fields.2", "without anything"),
+    ("default: none", "default: [1e999]", 18, "fields.3.default", "too large for a float"),
+    ("default: none", "default: \"\\ud800\"", 18, "fields.3.default", "surrogate"),
+    ("default: none", "default: " + "[" * 130 + "]" * 130, 18, "fields.3.default", "levels deep"),
+    ("{note: none}", "{note: -1e999}", 62, "serving.default", "too large for a float"),
+    ("max_age_ms: 2000", "time_to_live_s: 315360001", 62, "serving.time_to_live_s", "at most 315360000"),
+    ("[-time_hour, id]", "[time_hour DESC]", 36, "sections.plane.sections.last_flights.order_by.0", "mean -time_hour?"),
+    ("flights: count", "flights: {count: x, sum: y}", 44, "sections.punctuality.aggregates.flights", "two aggregates"),
+    ("{part: share}", f"{{{', '.join(f'a{n}: count' for n in range(101))}, part: share}}", 55,
+     "sections.carriers.aggregates", "at most 100 can stand here"),
+    ("    kind: many\n    on: {origin: origin}", "    kind: mny\n    on: {origin: origin}", 50,
+     "sections.carriers.kind", "did you mean many?"),
+    ("group_by: [carrier]", "group_by: carrier", 52, "sections.carriers.group_by", "must be a list"),
+    ("{{ number }}", "{% include 'other' %}", 57, "text.template", "nothing to include"),
+    ("value: \"dep_delay > 15\"", "value: from > 15", 17, "fields.2.value", "column(\"from\")"),
 ]  # fmt: skip
 
 
@@ -193,6 +214,30 @@ def test_all_mistakes_come_at_once_shape_and_sense_together(tmp_path: Path) -> N
     found = mistakes(tmp_path, text)
     lines = [int(sentence.split(":")[0]) for sentence in found]
     assert lines == [1, 4, 11, 18, 26, 37, 45, 53, 62], "\n".join(found)
+
+
+@pytest.mark.parametrize("lost", ["context: flight\n", "version: 1\n", "root: flight\n", "    key: [id]\n"])
+def test_what_is_missing_hides_no_other_mistake(tmp_path: Path, lost: str) -> None:
+    text = changed(lost, "").replace("cancelled is not true", "a = 1").replace("order_by: [-part]", "order_by: [-prt]")
+    found = mistakes(tmp_path, text)
+    assert len(found) == 3, found
+    assert f"{lost.split(':')[0].strip()!r} is missing" in found[0]
+    assert "entities.flight.filter" in found[1]
+    assert "sections.carriers.order_by" in found[2]
+
+
+def test_a_part_of_another_shape_hides_none_of_its_neighbours(tmp_path: Path) -> None:
+    text = (
+        changed("key: [id]", "key: id")
+        .replace("decimal(10,2)", "timestmp")
+        .replace("    kind: many\n    on: {o", "    kind: mny\n    on: {o")
+    )
+    text = text.replace("on: {origin: origin, time_hour: time_hour}", "on: []").replace("compose: copy", "limit: 1")
+    places = [sentence.split(": ")[1] for sentence in mistakes(tmp_path, text)]
+    assert places == [
+        "entities.flight.key", "entities.flight.types.fare", "sections.weather.on", "sections.weather.limit",
+        "sections.carriers.kind",
+    ]  # fmt: skip
 
 
 def test_two_entities_of_one_table_must_agree(tmp_path: Path) -> None:

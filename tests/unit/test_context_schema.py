@@ -78,6 +78,8 @@ AGGREGATE = "sections.punctuality.aggregates.flights"
         ("fields.0", {"name": "a", "value": "1", "default": [1], "mask": None}, True),
         ("fields.0", {"name": "a", "column": "b", "value": "1"}, False),
         ("fields.0", {"column": "b"}, False),
+        ("fields.0", {"name": "a", "column": None}, False),
+        ("fields.0", {"name": "a", "column": None, "value": "1"}, True),
         ("fields.0", "Upper", False),
         ("fields.0", 5, False),
         ("fields.0", {"name": "a", "maks": "hash"}, False),

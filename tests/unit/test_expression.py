@@ -90,6 +90,16 @@ def test_arithmetic_is_exact(text: str, row: dict[str, Any], expected: Any) -> N
         ("a == 1", {"a": True}, None),
         ("a == b", {"a": [1], "b": [1]}, None),
         ("a < '2026-01-02'", {"a": "2026-01-01"}, True),
+        ("a < b", {"a": "2026-01-02T01:04:05Z", "b": "2026-01-02T01:04:05.5Z"}, True),
+        ("a > b", {"a": "2026-01-02T01:04:05.51Z", "b": "2026-01-02T01:04:05.5Z"}, True),
+        ("a < b", {"a": "2026-01-02T01:04:05Z", "b": "infinity"}, True),
+        ("a > 5", {"a": "Infinity"}, True),
+        ("a > 5", {"a": "NaN"}, True),
+        ("5.5 > a", {"a": "-Infinity"}, True),
+        ("a < b", {"a": "Infinity", "b": "NaN"}, True),
+        ("a == b", {"a": "NaN", "b": "NaN"}, True),
+        ("a == 'x'", {"a": "NaN"}, False),
+        ("a > true", {"a": "Infinity"}, None),
         ("a != 0.3", {"a": 0.3}, False),
     ],
 )
@@ -103,6 +113,11 @@ def test_a_declared_number_compares_as_a_number_though_it_travels_as_text() -> N
     typed = compile_expression("price < limit", {"price": "decimal(10,2)", "limit": "decimal"})
     assert typed.evaluate(row) is True
     assert compile_expression("length(a)", {"a": "decimal[]"}).evaluate({"a": ["1.0"]}) == 1
+    assert typed.evaluate({"price": "9.00", "limit": "Infinity"}) is True
+    assert typed.evaluate({"price": "NaN", "limit": "Infinity"}) is False
+    assert compile_expression("price", {"price": "decimal"}).evaluate({"price": "NaN"}) == "NaN"
+    assert compile_expression("price > 1", {"price": "decimal"}).evaluate({"price": [1]}) is None
+    assert compile_expression("price + 1", {"price": "decimal"}).evaluate({"price": "NaN"}) is None
 
 
 @pytest.mark.parametrize(
@@ -156,6 +171,7 @@ def test_functions(text: str, row: dict[str, Any], expected: Any) -> None:
 def test_columns_are_known_before_any_row() -> None:
     expression = compile_expression('coalesce(a, b) > 1 if column("class") in (c, 1) else length is null')
     assert expression.columns == {"a", "b", "c", "class", "length"}
+    assert compile_expression("µs > 1").columns == {"µs"}, "as it is written, not as Python normalises it"
 
 
 @pytest.mark.parametrize(
@@ -168,6 +184,8 @@ def test_columns_are_known_before_any_row() -> None:
         ("a || b", 4, "concat"),
         ("a AND b", 3, "small letters"),
         ("a == null", 6, "is null"),
+        ("class == 1", 1, 'write column("class")'),
+        ("1 + from", 5, 'write column("from")'),
         ("a is 5", 6, "after 'is' stands null"),
         ("a ** 2", 1, "operator does not exist"),
         ("9**9**9", 1, "operator does not exist"),
