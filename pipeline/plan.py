@@ -315,13 +315,26 @@ class _Compiler:
 
     def _fields(self, table: TablePlan, fields: list[FieldSpec]) -> Callable[[Values], dict[str, Any]]:
         """The object of a row, in the order of the spec; plain columns are picked without a call each."""
-        plain = [(spec.name, _plain_column(table, spec)) for spec in fields]
-        if len(plain) > 1 and all(position is not None for _, position in plain):
-            names = tuple(name for name, _ in plain)
-            pick = operator.itemgetter(*(position for _, position in plain))
+        names = tuple(spec.name for spec in fields)
+        positions = [_plain_column(table, spec) for spec in fields]
+        computed = [
+            (spec.name, self._getter(table, spec)) for spec, at in zip(fields, positions, strict=True) if at is None
+        ]
+        if len(fields) < 2:  # itemgetter gives a tuple from two on
+            getters = [(spec.name, self._getter(table, spec)) for spec in fields]
+            return lambda values: {name: getter(values) for name, getter in getters}
+        # A computed field takes its place in the order with some column's value, and its own value after that.
+        pick = operator.itemgetter(*(0 if position is None else position for position in positions))
+        if not computed:
             return lambda values: dict(zip(names, pick(values), strict=True))
-        getters = [(spec.name, self._getter(table, spec)) for spec in fields]
-        return lambda values: {name: getter(values) for name, getter in getters}
+
+        def build(values: Values) -> dict[str, Any]:
+            made = dict(zip(names, pick(values), strict=True))
+            for name, getter in computed:
+                made[name] = getter(values)
+            return made
+
+        return build
 
     def _getter(self, table: TablePlan, spec: FieldSpec) -> Getter:
         if spec.value is not None:

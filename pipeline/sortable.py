@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -20,6 +21,8 @@ _TEXT = b"\x06"
 _COMPLEMENT = bytes(255 - byte for byte in range(256))
 _ZERO = b"\x80"
 _EXPONENT_BIAS = 1 << 31
+_REMEMBERED_TEXTS = 4096
+"""Names, times and categories come again in most rows of a batch."""
 NUMBER_TYPES = ("decimal", "numeric", "integer", "float", "number")
 
 
@@ -27,8 +30,7 @@ def encode_value(value: Any) -> bytes:
     """Prefix-free bytes: null < false < true < numbers < text (by code point) < lists and objects by their JSON."""
     kind = value.__class__
     if kind is str:
-        text: bytes = value.encode("utf-8", "surrogatepass")
-        return _TEXT + text.replace(b"\x00", b"\x00\xff") + b"\x00\x00"
+        return _encode_text(value)
     if value is None:
         return _NULL
     if kind is bool:
@@ -38,8 +40,20 @@ def encode_value(value: Any) -> bytes:
     return encode_value(msgspec.json.encode(value).decode())
 
 
+@lru_cache(_REMEMBERED_TEXTS)
+def _encode_text(text: str) -> bytes:
+    return _TEXT + text.encode("utf-8", "surrogatepass").replace(b"\x00", b"\x00\xff") + b"\x00\x00"
+
+
+@lru_cache(_REMEMBERED_TEXTS)
+def _encode_text_descending(text: str) -> bytes:
+    return _encode_text(text).translate(_COMPLEMENT)
+
+
 def encode_descending(value: Any) -> bytes:
     """As encode_value, in the opposite order."""
+    if value.__class__ is str:
+        return _encode_text_descending(value)
     return encode_value(value).translate(_COMPLEMENT)
 
 

@@ -39,10 +39,13 @@ class RedisBundles:
 
     async def put(self, items: Sequence[tuple[UnitKey, Stored]]) -> list[bool]:
         groups: dict[int, tuple[list[int], list[str], list[Any]]] = {}
+        bucket_of, time_to_live_s = self.client.bucket, self.client.settings.time_to_live_s
         for number, (key, stored) in enumerate(items):
-            bucket = self.client.bucket(key.key)
-            limits = [self.client.settings.time_to_live_s, _DELETION_REMEMBERED_S]
-            numbers, names, values = groups.setdefault(bucket, ([], [], limits))
+            bucket = bucket_of(key.key)
+            group = groups.get(bucket)
+            if group is None:
+                group = groups[bucket] = ([], [], [time_to_live_s, _DELETION_REMEMBERED_S])
+            numbers, names, values = group
             numbers.append(number)
             names.append(self._name(key))
             values.append(self._encode(stored))
@@ -103,7 +106,8 @@ class RedisBundles:
         """The header also names the fragments' keys, so that one call on the server can read them too."""
         if stored.meta is None or not stored.meta.fragments:
             return encode_stored(stored)
-        names = [self._rest(unit, key) for unit, key in _wanted(stored)]
+        rest = self._rest
+        names = list({rest(ref.unit, ref.key): None for ref in stored.meta.fragments if ref.key is not None})
         value = encode_stored(stored)
         end = value.index(b"\n")
         return b'%b,"keys":%b}%b' % (value[: end - 1], msgspec.json.encode(names), value[end:])
