@@ -19,6 +19,8 @@ from pydantic import BaseModel, ValidationError
 
 from schemas.errors import SpecError
 
+SECRET_KEY = re.compile(r"passw|passphrase|pwd|secret|token|dsn|credential|api_?key|private_?key", re.IGNORECASE)
+"""Keys whose values are shown nowhere."""
 FILE_SIZE_MAX = 1_000_000
 PARTS_MAX = 100_000
 
@@ -192,7 +194,8 @@ def mistakes_of(
             keys = known_keys(model, location[:-1], extra_keys)
             found.append(Mistake(location, f"unknown key{suggestion(location[-1], keys)}"))
         else:
-            found.append(Mistake(location, _problem(entry)))
+            secret = any(SECRET_KEY.search(str(key)) for key in location[-1:])
+            found.append(Mistake(location, _problem({**entry, "input": "…"} if secret else entry)))
     return found
 
 

@@ -16,15 +16,16 @@ from pipeline.core.errors import ConfigError
 from schemas.context import ContextSpec, FieldSpec, Name, Section
 from schemas.context_file import ContextFile, read_context
 from schemas.errors import SpecError
-from schemas.yaml_file import Location, Mistake, mistakes_of, read_yaml, suggestion
+from schemas.yaml_file import SECRET_KEY, Location, Mistake, mistakes_of, read_yaml, suggestion
 
 DEFAULT_PATH = "ctxpipe.yaml"
 STATE_FILE = Path(".ctxpipe") / "local" / "state.json"
 """Written by `ctxpipe up`; its addresses stand in for those that the file leaves out."""
 
 _HIDDEN = "**********"
-_SECRET_KEYS = re.compile(r"password|secret|token|dsn|credential", re.IGNORECASE)
 _URL_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):([^/\s]+)@")
+_NAMED_PASSWORD = re.compile(r"\b((?:ssl)?password\s*=\s*)(?:'(?:[^'\\]|\\.)*'|[^\s&'\"]+)", re.IGNORECASE)
+"""`password=…` of a connection string, or of an address's query."""
 _VARIABLE = re.compile(r"\$(?:(\$)|\{([^}]*)\})")
 _VARIABLE_NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 
@@ -71,7 +72,8 @@ class RedisConfig(ConfigPart):
             raise ValueError("has no host and port that can be read; write redis://host:port/0, with % as %25 in it")
         database = parts.path.strip("/")
         if not value.startswith("unix://") and database and not database.isdecimal():
-            raise ValueError(f"the database is a number, not {database!r}; write redis://host:port/0")
+            # It is not shown: where a password holds an unescaped slash, this is the rest of it.
+            raise ValueError("the database after host:port is no number; write redis://host:port/0, and / as %2F")
         return value
 
 
@@ -167,14 +169,14 @@ def without_secrets(value: Any, key: str = "") -> Any:
         return [without_secrets(inner, key) for inner in value]
     if isinstance(value, str):
         masked = mask_addresses(value)
-        secret = _SECRET_KEYS.search(key) is not None and "://" not in value
+        secret = SECRET_KEY.search(key) is not None and "://" not in value
         return _HIDDEN if secret else masked
     return value
 
 
 def mask_addresses(text: str) -> str:
-    """`scheme://user:password@host` → `scheme://user:**********@host`."""
-    return _URL_PASSWORD.sub(rf"\1:{_HIDDEN}@", text)
+    """`scheme://user:password@host` → `scheme://user:**********@host`, and `password=…` alike."""
+    return _NAMED_PASSWORD.sub(rf"\1{_HIDDEN}", _URL_PASSWORD.sub(rf"\1:{_HIDDEN}@", text))
 
 
 def _filled(value: Any, location: Location, mistakes: list[Mistake]) -> Any:
@@ -262,7 +264,11 @@ def _context_paths(config: Config, mistakes: list[str]) -> list[Path]:
             continue
         absolute = Path(pattern).is_absolute()
         start, rest = (Path("/"), pattern.lstrip("/")) if absolute else (folder, pattern)
-        matches = sorted(path for path in start.glob(rest) if path.is_file())
+        try:
+            matches = sorted(path for path in start.glob(rest) if path.is_file())
+        except (ValueError, NotImplementedError) as error:
+            mistakes.append(f"{config.path}: contexts: {pattern!r} is no file pattern: {error}")
+            continue
         if not matches:
             mistakes.append(f"{config.path}: contexts: no file matches {pattern!r} in {folder.absolute()}")
         found.update(dict.fromkeys(matches))

@@ -78,6 +78,26 @@ def test_no_secret_is_ever_shown(folder: Path) -> None:
     assert config.mask_secret.get_secret_value() == "pepper"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "mask_secret: 5550123",
+        "mask_secret: [5550123]",
+        "sources: {a: {connector: postgres, dsn: 'postgresql://h/db?user=u&password=5550123&sslmode=require'}}",
+        "sources: {a: {connector: postgres, dsn: \"host=h password = '555 \\\\' 5550123'\"}}",
+        "sources: {a: {connector: postgres, api_key: '5550123', passphrase: '5550123', pwd: '5550123'}}",
+        "redis: {url: 'redis://u:123/5550123@h:1/0'}",
+    ],
+)
+def test_a_secret_is_shown_neither_in_mistakes_nor_as_part_of_a_value(folder: Path, line: str) -> None:
+    text = 'kafka: {bootstrap_servers: "h:1"}\n' + ("" if line.startswith("redis") else "redis: {url: 'redis://h'}\n")
+    try:
+        shown = json.dumps(loaded(folder, f"{text}{line}\n").shown())
+    except ConfigError as error:
+        shown = str(error)
+    assert "5550123" not in shown
+
+
 def test_a_variable_may_come_from_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "password").write_text("from a file\n")
     monkeypatch.setenv("PG_PASSWORD_FILE", str(folder / "password"))
@@ -204,11 +224,12 @@ def test_a_file_that_two_patterns_name_is_read_once(folder: Path) -> None:
 
 
 def test_patterns_and_names_that_find_nothing(folder: Path) -> None:
-    text = GOOD.replace('["contexts/*.yaml"]', '["nowhere/*.yaml", "contexts/fligth.yaml"]')
+    text = GOOD.replace('["contexts/*.yaml"]', '["nowhere/*.yaml", "contexts/fligth.yaml", "a**b"]')
     found = context_mistakes(folder, text)
-    assert len(found) == 2
+    assert len(found) == 3
     assert "no file matches 'nowhere/*.yaml'" in found[0]
-    assert "no such file; did you mean" in found[1]
+    assert "'a**b' is no file pattern" in found[1]
+    assert "no such file; did you mean" in found[2]
 
 
 def test_sources_and_tables_of_contexts_must_be_configured(folder: Path) -> None:
@@ -237,6 +258,8 @@ def test_hashes_need_a_secret(folder: Path) -> None:
             "can't reach redis://:**********@h:1 and redis://:**********@h",
         ),
         ("http://h:80/a@b", "http://h:80/a@b"),
+        ("host=h password=p user=u", "host=h password=********** user=u"),
+        ("postgresql://h/d?sslpassword=p&x=1", "postgresql://h/d?sslpassword=**********&x=1"),
         ("redis://h:1/0", "redis://h:1/0"),
     ],
 )

@@ -180,6 +180,8 @@ ONE_MISTAKE = [
      "sections.carriers.kind", "did you mean many?"),
     ("group_by: [carrier]", "group_by: carrier", 52, "sections.carriers.group_by", "must be a list"),
     ("{{ number }}", "{% include 'other' %}", 57, "text.template", "nothing to include"),
+    ("{{ number }}", "{{ [number] | random }}", 58, "text.template", "No filter named 'random'"),
+    ("{{ number }}", "{{ lipsum() }}", 57, "text.template", "no 'lipsum'"),
     ("value: \"dep_delay > 15\"", "value: from > 15", 17, "fields.2.value", "column(\"from\")"),
 ]  # fmt: skip
 

@@ -67,5 +67,44 @@ def test_a_template_reaches_nothing_but_the_bundle(template: str) -> None:
     assert text == "", "a forbidden attribute is nothing"
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+        "{{ '{5}'.format(1) }}",
+        "{{ 'a'.encode('nothing') }}",
+        "{{ 'a' * 10**10 }}",
+        "{{ 2 ** 100000 }}",
+        "{{ cycler() }}",
+        "{{ lipsum() }}",
+        "{{ [1, 2] | random }}",
+    ],
+)
+def test_a_template_that_fails_is_poison_whatever_it_does(template: str) -> None:
+    with pytest.raises(Poison, match="the text template fails"):
+        render_text(_spec(template), BUNDLE)
+
+
+def test_names_of_the_bundle_go_before_methods() -> None:
+    bundle = {**BUNDLE, "dest": {"items": [1, 2], "keys": "k"}}
+    template = "{% for item in dest.items %}{{ item * 2 }} {% endfor %}{{ dest.keys }}{{ plane.items() | length }}"
+    assert render_text(_spec(template), bundle).text == "2 4 k1"
+
+
+def test_a_section_within_a_section_has_a_priority_of_its_own() -> None:
+    spec = _spec(
+        "{{ id }} {{ plane.model }} {% for f in plane.last %}{{ f.to }} {{ f.crew.size }} {% endfor %}",
+        token_budget=4,
+        priorities=["plane", "plane.last", "plane.last.crew"],
+    )
+    flights = [{"to": "A", "crew": {"size": 5}}, {"to": "B", "crew": {"size": 6}}]
+    bundle = {"id": 7, "dest": None, "weather": None, "plane": {"model": "A320", "last": flights}}
+    rendered = render_text(spec, bundle)
+    assert (" ".join(rendered.text.split()), rendered.left_out) == ("7 A320 A B", ("plane.last.crew",))
+    rendered = render_text(spec.model_copy(update={"text": spec.text.model_copy(update={"token_budget": 3})}), bundle)  # type: ignore[union-attr]
+    assert (rendered.text, rendered.left_out) == ("7 A320", ("plane.last.crew", "plane.last"))
+    assert "crew" in flights[0], "the bundle itself stays as it was"
+
+
 def test_missing_values_are_empty() -> None:
     assert render_text(_spec("{{ nothing.at.all }}!"), BUNDLE).text == "!"
