@@ -7,14 +7,17 @@ counted in limbs of their own and decide the result as Postgres does.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 _BASE_DIGITS = 9
 _BASE = 10**_BASE_DIGITS
 _NAN, _INFINITY, _MINUS_INFINITY = 32765, 32766, 32767
 _SPECIAL = {"NaN": _NAN, "Infinity": _INFINITY, "-Infinity": _MINUS_INFINITY}
+# Decimal would also take 1_000, blanks around a number, and digits of other scripts: to a database they are text.
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,6})?", re.ASCII)
 _EXPONENT_MAX = 150_000
 """Beyond the digits of any numeric that Postgres holds."""
 
@@ -35,11 +38,10 @@ def number_of(value: Any) -> int | Decimal | str | None:
         return None
     if value in _SPECIAL:
         return str(value)
-    try:
-        number = Decimal(value)
-    except InvalidOperation:
+    if _NUMBER.fullmatch(value) is None:
         return None
-    return number if number.is_finite() and abs(number.adjusted()) < _EXPONENT_MAX else None
+    number = Decimal(value)
+    return number if abs(number.adjusted()) < _EXPONENT_MAX else None
 
 
 def limbs_of(number: int | Decimal | str) -> dict[int, int]:

@@ -8,10 +8,15 @@ from typing import Any
 import msgspec
 
 
+_PLAIN_FLOATS_MAX = 1e15
+"""From here on Postgres prints an exponent."""
+
+
 def key_text(values: Iterable[Any]) -> str:
     """Parts joined by `|`, with `%` and `|` inside a part written as %25 and %7C: ("EWR", 7) → "EWR|7".
 
     Numbers and text of the same spelling are equal, so that an integer column joins with a decimal one sent as text.
+    Whole floats are spelt as Postgres prints them, 7 and not 7.0: some connectors send the one, some the other.
     """
     return "|".join(map(key_part, values))
 
@@ -33,4 +38,6 @@ def key_part(value: Any) -> str:
         return "false"
     if value is None:
         return "%00"
+    if value.__class__ is float and value.is_integer() and abs(value) < _PLAIN_FLOATS_MAX:
+        return str(int(value))
     return key_part(msgspec.json.encode(value).decode())

@@ -59,7 +59,7 @@ def test_special_values_decide_as_postgres_does(values: list[Any], expected: Any
     assert total_of(limbs) == expected
 
 
-@pytest.mark.parametrize("value", [None, True, "abc", "", [1], {"a": 1}, "1e999999"])
+@pytest.mark.parametrize("value", [None, True, "abc", "", [1], {"a": 1}, "1e999999", "1_000", " 1", "١٢", "nan"])
 def test_what_is_no_number_does_not_count(value: Any) -> None:
     assert number_of(value) is None
 
