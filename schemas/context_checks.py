@@ -9,6 +9,7 @@ from typing import Any
 
 from schemas.context import Aggregate, ContextSpec, Entity, FieldSpec, Section
 from schemas.expression import ExpressionError, compile_expression
+from schemas.topics import table_topic
 from schemas.types import NESTING_MAX, check_type, nested_too_deep
 from schemas.yaml_file import Location, Mistake, suggestion
 
@@ -140,7 +141,12 @@ def _entity(at: Location, entity: Entity) -> Iterator[Mistake]:
 def _conflicts(entities: Mapping[str, Entity]) -> Iterator[Mistake]:
     """Entities over one table share its stored rows, so they must agree on its key and types."""
     first: dict[tuple[str, str], tuple[str, Entity]] = {}
+    topics: dict[str, Entity] = {}
     for name, entity in entities.items():
+        one = topics.setdefault(table_topic(entity.source, entity.table), entity)
+        if (one.source, one.table) != (entity.source, entity.table):
+            text = f"{entity.table} and {one.table} come on one topic, since Kafka's names have fewer characters"
+            yield Mistake(("entities", name, "table"), f"{text}; take one of them out")
         other_name, other = first.setdefault((entity.source, entity.table), (name, entity))
         if list(other.key) != list(entity.key):
             text = f"entity {other_name} has key {other.key} for the same table; give both the same"

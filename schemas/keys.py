@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 
-
 _PLAIN_FLOATS_MAX = 1e15
 """From here on Postgres prints an exponent."""
 

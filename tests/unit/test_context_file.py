@@ -248,6 +248,13 @@ def test_two_entities_of_one_table_must_agree(tmp_path: Path) -> None:
     assert [sentence.split(": ")[1] for sentence in found] == ["entities.again.key", "entities.again.types.fare"]
 
 
+def test_two_tables_cannot_share_a_topic(tmp_path: Path) -> None:
+    text = changed("  plane: {source", "  odd: {source: nyc, table: public.flight$, key: [id]}\n  plane: {source")
+    text = text.replace("public.planes", "public.flight_")
+    (found,) = mistakes(tmp_path, text)
+    assert found.startswith("13: entities.plane.table: public.flight_ and public.flight$ come on one topic")
+
+
 def test_sections_go_six_deep(tmp_path: Path) -> None:
     def nested(depth: int) -> str:
         lines = ["context: deep", "version: 1", "root: a", "entities: {a: {source: s, table: p.a, key: [id]}}"]
