@@ -9,6 +9,7 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from pipeline.core.errors import ConfigError
+from schemas.topics import table_topic
 
 
 class PostgresConfig(BaseModel):
@@ -59,6 +60,14 @@ class PostgresConfig(BaseModel):
         wrong = [table for table in self.tables if "." not in table.strip(".")]
         if wrong:
             raise ValueError(f"tables need their schema, e.g. public.{wrong[0].strip('.')}: {', '.join(wrong)}")
+        topics: dict[str, list[str]] = {}
+        for table in dict.fromkeys(self.tables):
+            topics.setdefault(table_topic(self.name, table), []).append(table)
+        for shared in (tables for tables in topics.values() if len(tables) > 1):
+            raise ValueError(
+                f"{' and '.join(shared)} would share a topic, whose names hold fewer characters, and overwrite each "
+                "other's rows there; capture them as two sources"
+            )
         strange = sorted(set(self.row_filters) - set(self.tables))
         if strange:
             raise ValueError(f"row_filters for tables that are not captured: {', '.join(strange)}")

@@ -18,7 +18,7 @@ from psycopg import pq
 from connectors.postgres.errors import mapped_errors
 from connectors.postgres.pgoutput import POSTGRES_EPOCH_US
 from connectors.postgres.server import Connection, Server, lsn_text, quote_name, quote_text
-from pipeline.core.errors import Fatal, Retryable
+from pipeline.core.errors import CtxpipeError, Fatal, Retryable
 
 FEEDBACK_INTERVAL_S_MAX = 10.0
 READ_BYTES_MAX = 1 << 17
@@ -150,7 +150,7 @@ class ReplicationStream:
         try:
             with mapped_errors(self._server.where):
                 self._connection.pgconn.consume_input()
-        except (Retryable, Fatal) as error:
+        except CtxpipeError as error:
             self._fail(error)
         else:
             self._drain()
@@ -176,7 +176,7 @@ class ReplicationStream:
                         size += self._keepalive(bytes(data))
                 else:
                     self._stop_reading(self._connection)
-        except (Retryable, Fatal) as error:
+        except CtxpipeError as error:
             self._fail(error)
         self.queue_bytes = size
         self._heard_s = time.monotonic()
@@ -226,7 +226,7 @@ class ReplicationStream:
             try:
                 with mapped_errors(self._server.where):
                     self._send_status(connection, reply=periodic)
-            except (Retryable, Fatal) as error:
+            except CtxpipeError as error:
                 self._fail(error)
 
     def _send_status(self, connection: Connection, reply: bool) -> None:

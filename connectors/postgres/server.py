@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from typing import Any
+from urllib.parse import urlencode
 
 import asyncpg
 import psycopg
@@ -15,6 +16,10 @@ from connectors.postgres.values import SESSION_SETTINGS
 from pipeline.core.errors import ConfigError
 
 CONNECT_TIMEOUT_S = 10
+_PATIENT = {"statement_timeout": "0", "lock_timeout": "0", "idle_in_transaction_session_timeout": "0"}
+"""A snapshot takes as long as it takes, whatever the login's defaults are; while it is read, its exporter is idle."""
+_OF_THE_WAY = ("passfile", "sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "sslpassword")
+"""Parts of an address that asyncpg takes only as a query."""
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
 
@@ -54,7 +59,7 @@ class Server:
                 "keepalives_count": 3,
                 **self._parameters,
                 "application_name": self.application_name,
-                "options": _options(),
+                "options": _options(str(self._parameters.get("options", ""))),
                 **extra,
             }
         )
@@ -65,13 +70,16 @@ class Server:
         """An asyncpg connection, for reading whole tables by COPY."""
         names = {"host": "host", "port": "port", "user": "user", "password": "password", "dbname": "database"}
         given = {ours: self._parameters[theirs] for theirs, ours in names.items() if self._parameters.get(theirs)}
-        settings = {name: value for name, value in SESSION_SETTINGS.items() if name != "client_encoding"}
+        # Without row_security=off a policy would hide rows from the snapshot without a word.
+        settings = {**SESSION_SETTINGS, **_PATIENT, "row_security": "off", "application_name": self.application_name}
+        del settings["client_encoding"]
+        way = {name: self._parameters[name] for name in _OF_THE_WAY if self._parameters.get(name)}
         with mapped_errors(self.where):
             return await asyncpg.connect(
+                f"postgresql://?{urlencode(way)}",
                 **given,
-                ssl=self._parameters.get("sslmode", "prefer"),
                 timeout=CONNECT_TIMEOUT_S,
-                server_settings={**settings, "application_name": self.application_name},
+                server_settings=settings,
                 statement_cache_size=0,
             )
 
@@ -90,8 +98,10 @@ def reader_of(name: str) -> tuple[str, int] | None:
     return (host, int(process)) if process.isdigit() else None
 
 
-def _options() -> str:
-    return " ".join(f"-c {name}={value}" for name, value in SESSION_SETTINGS.items())
+def _options(given: str) -> str:
+    """What the dsn sets comes first: some services find their database by it."""
+    ours = {**SESSION_SETTINGS, **_PATIENT}
+    return " ".join([given, *(f"-c {name}={value}" for name, value in ours.items())]).strip()
 
 
 def lsn_text(lsn: int) -> str:
