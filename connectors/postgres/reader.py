@@ -31,16 +31,24 @@ _SETTINGS = {
     "extra_float_digits": "1",
     "lc_monetary": "C",
     "xmlbinary": "base64",
+    "row_security": "off",
     "cursor_tuple_fraction": "1",
     "default_transaction_read_only": "on",
     "jit": "off",
 }
 _SESSION = "; ".join(f"SET {name} = '{value}'" for name, value in _SETTINGS.items())
 _CATALOG = """
-SELECT a.attname, format_type(coalesce(nullif(t.typbasetype, 0), a.atttypid), NULL),
-       CASE WHEN t.typbasetype <> 0 THEN t.typtypmod ELSE a.atttypmod END
-FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
+WITH RECURSIVE part AS (
+  SELECT attnum, attname, atttypid AS type, atttypmod AS modifier, '' AS brackets, 0 AS depth
+  FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped
+  UNION ALL
+  SELECT attnum, attname, CASE typtype WHEN 'd' THEN typbasetype ELSE typelem END,
+         CASE WHEN typtype = 'd' AND modifier = -1 THEN typtypmod ELSE modifier END,
+         brackets || CASE typtype WHEN 'd' THEN '' ELSE '[]' END, depth + 1
+  FROM part JOIN pg_type ON oid = type
+  WHERE typtype = 'd' OR (typcategory = 'A' AND typelem <> 0 AND typname NOT IN ('int2vector', 'oidvector'))
+)
+SELECT DISTINCT ON (attnum) attname, format_type(type, NULL) || brackets, modifier FROM part ORDER BY attnum, depth DESC
 """
 _INTEGERS = ("smallint", "integer", "bigint")
 _NUMBERS = (*_INTEGERS, "real", "double precision", "numeric")

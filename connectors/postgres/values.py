@@ -58,7 +58,7 @@ def converter_for(type_oid: int, modifier: int, types: dict[int, PostgresType]) 
         raise Fatal(f"The type with oid {type_oid} is not in the catalog; the connector can't convert its values.")
     if found.kind == "d":
         return converter_for(found.base, found.modifier if modifier == -1 else modifier, types)
-    if found.category == "A" and found.element:
+    if found.category == "A" and found.element and found.name not in _VECTORS:
         return _array_converter(converter_for(found.element, modifier, types), found.delimiter.encode())
     if found.name in ("bit", "varbit"):
         return _boolean_bit if found.name == "bit" and modifier == 1 else quoted
@@ -170,6 +170,9 @@ def _array_converter(element: Converter, delimiter: bytes) -> Callable[[bytes], 
 
 _BRACKETS = {b"{": b"[", b"}": b"]"}
 _ESCAPED_BYTE = re.compile(rb"\\(.)", re.DOTALL)
+
+_VECTORS = ("int2vector", "oidvector")
+"""Arrays by category, but printed without braces: `1 2 3`."""
 
 _CONVERTERS: dict[str, Converter] = {
     "int2": None,

@@ -51,6 +51,10 @@ VALUES: list[tuple[str, str, Any]] = [
     ("short_text", "x", "x"),
     ("small_number", "4", 4),
     ("mood", "glad", "glad"),
+    ("smaller_number", "4", 4),
+    ("small_number[]", "{4,NULL}", [4, None]),
+    ("numbers", "{1,2}", [1, 2]),
+    ("int2vector", "1 2", "1 2"),
 ]
 
 
@@ -58,6 +62,7 @@ async def test_values_are_canonical(postgres_dsn: str) -> None:
     columns = ", ".join(f"c{number} {kind}" for number, (kind, _, _) in enumerate(VALUES))
     with psycopg.connect(postgres_dsn, autocommit=True) as connection:
         connection.execute("CREATE DOMAIN short_text AS varchar(9); CREATE DOMAIN small_number AS smallint")
+        connection.execute("CREATE DOMAIN smaller_number AS small_number; CREATE DOMAIN numbers AS int[]")
         connection.execute("CREATE TYPE mood AS ENUM ('sad', 'glad')")
         connection.execute(f'CREATE TABLE public."Every Type" (id int PRIMARY KEY, {columns})')
         marks = ", ".join(f"%s::text::{kind}" for kind, _, _ in VALUES)

@@ -13,6 +13,7 @@ from pipeline.core.errors import Fatal, Poison
 BY_NAME = {found.name: oid for oid, found in BUILT_IN_TYPES.items()}
 TYPES = {
     **BUILT_IN_TYPES,
+    22: PostgresType(22, "int2vector", category="A", element=21),
     1007: PostgresType(1007, "_int4", category="A", element=23),
     1009: PostgresType(1009, "_text", category="A", element=25),
     1185: PostgresType(1185, "_timestamptz", category="A", element=1184),
@@ -81,6 +82,7 @@ def test_golden(type_name: str, output: bytes, expected: object) -> None:
         (1185, -1, b'{"2026-01-02 03:04:05+00"}', ["2026-01-02T03:04:05Z"]),
         (90005, -1, b"{glad,sad}", ["glad", "sad"]),
         (1020, -1, b"{(2,2),(1,1);(4,4),(3,3)}", ["(2,2),(1,1)", "(4,4),(3,3)"]),
+        (22, -1, b"1 2 3", "1 2 3"),
         (90001, -1, b"glad", "glad"),
         (90002, -1, b"1.50", "1.50"),
         (90004, -1, b'(1,"a b")', '(1,"a b")'),
