@@ -188,10 +188,13 @@ class Publisher:
                 raise Fatal(f"A record for the topic {record.topic}, which the source did not announce.")
             key, value, partition = record.key, record.value, record.partition
             size = len(key) + (len(value) if value is not None else 0)
-            if size > self._record_bytes_max[record.topic]:
-                letter = self._set_aside(record, size, self._record_bytes_max[record.topic])
-                touched[lanes_by_topic[letter.topic][0].append(letter.key, letter.value, ())] = None
-                continue
+            limit = self._record_bytes_max[record.topic]
+            if size > limit:
+                value = record.smaller
+                if value is None or len(key) + len(value) > limit:
+                    letter = self._set_aside(record, size, limit)
+                    touched[lanes_by_topic[letter.topic][0].append(letter.key, letter.value, ())] = None
+                    continue
             if partition is None:
                 lane = lanes[partition_of(key, len(lanes))]
                 batch = lane.open

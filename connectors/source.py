@@ -19,7 +19,8 @@ EVERY_PARTITION = -1
 
 class SourceRecord(msgspec.Struct, frozen=True, gc=False):
     """One record for Kafka. `partition` None: by key, as Kafka's default partitioner does; EVERY_PARTITION: a copy to
-    each partition (heartbeats). `value` None is a tombstone.
+    each partition (heartbeats). `value` None is a tombstone. `smaller` says the same without what a large `value` tells
+    beside it, for a topic that does not take that: a delete that is set aside would leave its row for ever.
     """
 
     topic: str
@@ -27,6 +28,7 @@ class SourceRecord(msgspec.Struct, frozen=True, gc=False):
     value: bytes | None
     headers: Sequence[tuple[str, bytes]] = ()
     partition: int | None = None
+    smaller: bytes | None = None
 
 
 class Batch(msgspec.Struct, frozen=True, gc=False):

@@ -105,6 +105,10 @@ class TableEncoder:
             before = self._identity_template % tuple([old[index] for index in self._identity])
         return self._template("d", moment) % (before, lsn, lsn)
 
+    def delete_by(self, key: bytes, lsn: int, moment: Moment) -> bytes:
+        """The value of a delete that tells only the record key."""
+        return self._template("d", moment) % (key, lsn, lsn)
+
     def truncate(self, lsn: int, moment: Moment) -> bytes:
         return self._template("t", moment) % (lsn, lsn)
 

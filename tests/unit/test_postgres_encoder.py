@@ -73,6 +73,7 @@ def test_snapshot_rows_deletes_and_truncates() -> None:
     deleted = ENCODER.delete(fragments, False, 4321, MOMENT)
     change = event(Operation.DELETE, row=None, before={"id": 7}, unavailable=frozenset())
     assert msgspec.json.decode(deleted) == reference(change)[1]
+    assert ENCODER.delete_by(ENCODER.key(fragments), 4321, MOMENT) == deleted
     truncated = ENCODER.truncate(4321, MOMENT)
     change = event(Operation.TRUNCATE, row=None, key=None, unavailable=frozenset())
     assert (TRUNCATE_KEY, msgspec.json.decode(truncated)) == reference(change)
