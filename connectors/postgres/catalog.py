@@ -35,6 +35,12 @@ class Table(msgspec.Struct, frozen=True):
     primary_key: list[str]
     identity: list[str]
     leaves: list[str]
+    partitioned: bool = False
+
+    @property
+    def source(self) -> str:
+        """For FROM: with its partitions, but without tables that inherit from it, which are tables of their own."""
+        return quote_table(self.name) if self.partitioned else f"ONLY {quote_table(self.name)}"
 
     @property
     def key(self) -> list[str]:
@@ -93,7 +99,7 @@ class Catalog:
         found = await self.rows(_TABLE, *name.split(".", 1))
         if not found:
             return None
-        oid, identity_kind = found[0]
+        oid, identity_kind, partitioned = found[0]
         columns = [TableColumn(*row) for row in await self.rows(_COLUMNS, oid)]
         indexes = await self.rows(_KEYS, oid)
         primary: list[str] = next((names for is_primary, _, names in indexes if is_primary), [])
@@ -101,7 +107,7 @@ class Catalog:
         if identity_kind != "i":
             identity = primary
         leaves = [row[0] for row in await self.rows(_LEAVES, oid)]
-        return Table(oid, name, identity_kind, columns, list(primary), list(identity), leaves)
+        return Table(oid, name, identity_kind, columns, list(primary), list(identity), leaves, partitioned)
 
     async def require(self, name: str) -> Table:
         """Raises EnvironmentProblem with the way to mend it when the table is missing or has no usable key."""
@@ -140,7 +146,10 @@ class Catalog:
     async def select_columns(
         self, table: str, columns: Sequence[str], key: Sequence[str], values: Sequence[bytes | None]
     ) -> list[bytes | None] | None:
-        """Text output of some columns of one row, found by its key; None when the row is gone."""
+        """Text output of some columns of one row, found by its key; None when the row is gone.
+
+        Raises Undefined when table or columns are, too.
+        """
         wanted = ", ".join(f"{quote_name(name)}::text" for name in columns)
         where = " AND ".join(
             f"{quote_name(name)} = {quote_text((value or b'').decode())}"
@@ -159,23 +168,26 @@ def without_key(table: Table) -> str:
         mend = f"ALTER TABLE {name} ADD PRIMARY KEY (...);"
     return (
         f"{table.name} has no usable key: its changes can't be told to rows, and once it is published Postgres refuses "
-        f"UPDATE and DELETE on it. Mend: {mend} (or REPLICA IDENTITY USING INDEX a unique index over NOT NULL columns)"
+        f"UPDATE and DELETE on it. Mend: {mend} (or REPLICA IDENTITY USING INDEX a unique index over NOT NULL columns; "
+        "deferrable ones don't count)"
     )
 
 
 _TABLE = """
-SELECT c.oid::bigint, c.relreplident::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+SELECT c.oid::bigint, c.relreplident::text, c.relkind = 'p'
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')
 """
 _COLUMNS = """
 SELECT attname::text, format_type(atttypid, atttypmod), atttypid::bigint, atttypmod, attstorage::text IN ('x', 'e', 'm')
 FROM pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum
 """
+# A deferrable key is none: Postgres takes it for no replica identity, and two rows may have it at a time.
 _KEYS = """
 SELECT i.indisprimary, i.indisreplident, array_agg(a.attname::text ORDER BY k.place)
 FROM pg_index i, unnest(i.indkey::int[]) WITH ORDINALITY AS k (attnum, place), pg_attribute a
 WHERE i.indrelid = %s AND a.attrelid = i.indrelid AND a.attnum = k.attnum AND k.place <= i.indnkeyatts
-  AND (i.indisprimary OR i.indisreplident)
+  AND (i.indisprimary OR i.indisreplident) AND i.indimmediate
 GROUP BY i.indexrelid, i.indisprimary, i.indisreplident
 """
 _LEAVES = """

@@ -25,17 +25,22 @@ from connectors.postgres.encoder import (
     message_value,
     unreadable_row,
 )
+from connectors.postgres.errors import Undefined
 from connectors.postgres.pgoutput import UNCHANGED, Tuple
 from connectors.postgres.replication import StreamItem
+from connectors.postgres.slot import RESET
 from connectors.postgres.transactions import StreamedTransactions
 from connectors.source import EVERY_PARTITION, SourceRecord
-from pipeline.core.errors import Fatal, Poison
+from pipeline.core.errors import Fatal, Poison, PositionLost
 from schemas.topics import HEARTBEAT_PREFIX, message_topic, table_topic
 
 log = logging.getLogger(__name__)
 
 STEP_BYTES = 1 << 18
 """A step's messages while a large transaction is replayed."""
+
+LARGE_BYTES = 1 << 16
+"""Every topic takes as much; of larger values of whole rows a smaller form is kept."""
 
 SNAPSHOT_PREFIX = "ctxpipe.snapshot"
 WATERMARK_PREFIX = "ctxpipe.watermark"
@@ -264,11 +269,13 @@ class Changes:
             return
         after = encoder.fragments(new)
         key = encoder.key(after)
+        smaller = None
         if whole:
             value = encoder.update(before, after, lsn, self._moment)
+            smaller = encoder.row("u", after, lsn, self._moment) if len(value) > LARGE_BYTES else None
         else:
             value = encoder.row("u", after, lsn, self._moment)
-        self._records.append(SourceRecord(encoder.topic, key, value))
+        self._records.append(SourceRecord(encoder.topic, key, value, smaller=smaller))
         self._listener.row_seen(encoder.table, key)
 
     async def _change_key(self, encoder: TableEncoder, lsn: int, before: Fragments, new: Tuple, whole: bool) -> None:
@@ -288,7 +295,10 @@ class Changes:
             return new
         names = [encoder.columns[index] for index in missing]
         key = [new[index] for index in encoder.key_indexes]
-        found = await self._catalog.select_columns(encoder.table, names, encoder.key_columns, key)
+        try:
+            found = await self._catalog.select_columns(encoder.table, names, encoder.key_columns, key)
+        except Undefined:
+            return new  # renamed or dropped since: consumers take the value from the row under its old key
         complete = list(new)
         for place, index in enumerate(missing):
             complete[index] = found[place] if found is not None else None
@@ -304,7 +314,8 @@ class Changes:
     ) -> None:
         key = encoder.key(before)
         value = encoder.delete(before, whole, lsn, self._moment)
-        self._records.append(SourceRecord(encoder.topic, key, value, headers))
+        smaller = encoder.delete_by(key, lsn, self._moment) if whole and len(value) > LARGE_BYTES else None
+        self._records.append(SourceRecord(encoder.topic, key, value, headers, smaller=smaller))
         self._records.append(SourceRecord(encoder.topic, key, None, headers))
         self._listener.row_seen(encoder.table, key)
 
@@ -317,6 +328,9 @@ class Changes:
     async def _encoder(self, relation: pgoutput.Relation) -> TableEncoder | None:
         """None for a table of the publication that is not captured."""
         table = f"{relation.schema}.{relation.name}"
+        former = self._encoders.get(relation.oid)
+        if former is not None and former.table != table:
+            raise PositionLost(renamed(self._source, former.table, table))
         if table not in self._tables:
             return None
         columns = [column.name for column in relation.columns]
@@ -340,6 +354,14 @@ class Changes:
             return [columns[i] for i, column in enumerate(now.columns) if column.name in now.primary_key]
         former = self._encoders.get(relation.oid)
         return former.key_columns if former is not None and set(former.key_columns) <= set(columns) else []
+
+
+def renamed(source: str, former: str, table: str) -> str:
+    """Passed over, the table's changes would be missing under its old name."""
+    return (
+        f"The captured table {former} was renamed to {table}. If that is to stay, write the new name into "
+        f"sources.{source}.tables. {RESET.format(source=source)}"
+    )
 
 
 def _filled(encoder: TableEncoder, old: Tuple, new: Tuple, whole: bool) -> Tuple:

@@ -121,12 +121,22 @@ async def _table(catalog: Catalog, config: PostgresConfig, name: str, table: Tab
             Finding("unfit", name, f"{catalog.server.where} has no table {name}", f"{hint} Mend the source's tables.")
         ]
     findings = []
-    user, may_read = (await catalog.rows(_GRANT, table.oid))[0]
+    user, may_read, hidden, children = (await catalog.rows(_GRANT, table.oid))[0]
     if not may_read:
         schema = quote_name(name.split(".")[0])
         mend = f"GRANT USAGE ON SCHEMA {schema} TO {quote_name(user)}; "
         mend += f"GRANT SELECT ON {quote_table(name)} TO {quote_name(user)};"
         findings.append(Finding("unfit", name, f"{user} may not read it", mend))
+    if hidden:
+        mend = f"ALTER ROLE {quote_name(user)} BYPASSRLS;"
+        findings.append(Finding("unfit", name, f"row-level security hides rows from {user}", mend))
+    if children and not table.partitioned:
+        message = "tables that inherit from it are tables of their own: their rows are not captured with it"
+        findings.append(Finding("warning", name, message, "Capture them, too, or partition the table instead."))
+    if table.partitioned:
+        message = "TRUNCATE, ATTACH and DETACH of a single partition are not replicated; rows would stay or be missing"
+        mend = f"Afterwards: ctxpipe connect {config.name} --snapshot {name}, or use DELETE and INSERT"
+        findings.append(Finding("note", name, message, mend))
     if not table.key:
         findings.append(
             Finding("unfit", name, without_key(table), f"ALTER TABLE {quote_table(name)} ADD PRIMARY KEY (...);")
@@ -139,7 +149,10 @@ async def _table(catalog: Catalog, config: PostgresConfig, name: str, table: Tab
     toasted = [column.name for column in table.columns if column.toastable and column.name not in table.key]
     if toasted and table.replica_identity != "f":
         listed = ", ".join(toasted)
-        message = f"large values of {listed} are not sent when another column changes; consumers keep the old ones"
+        message = (
+            f"large values of {listed} are not sent when another column changes: consumers keep the old ones, but one "
+            "that reads the topic anew after Kafka has compacted it finds none and sets the row aside"
+        )
         mend = f"ALTER TABLE {quote_table(name)} REPLICA IDENTITY FULL; -- to have them in every event"
         findings.append(Finding("note", name, message, mend))
     return findings or [Finding("ok", name, f"key {', '.join(table.key)}")]
@@ -150,6 +163,11 @@ async def _publication(catalog: Catalog, config: PostgresConfig) -> list[Finding
     exists = await catalog.rows("SELECT 1 FROM pg_publication WHERE pubname = %s", config.publication)
     if not exists:
         create = publications.create_publication_sql(config, config.tables) + ";"
+        database = quote_name(catalog.server.database)
+        user, may_create = (await catalog.rows(_MAY_CREATE))[0]
+        if not may_create:
+            mend = f"GRANT CREATE ON DATABASE {database} TO {quote_name(user)}; -- or as somebody who may: {create}"
+            return [Finding("unfit", subject, f"it does not exist, and {user} may not create any", mend)]
         lacking = await catalog.rows(_NOT_OWNED, list(config.tables))
         if lacking:
             names = ", ".join(row[0] for row in lacking)
@@ -214,9 +232,11 @@ SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oi
 WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^(pg_|information_schema)' ORDER BY 1
 """
 _GRANT = """
-SELECT current_user::text, has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(c.relnamespace, 'USAGE')
+SELECT current_user::text, has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(c.relnamespace, 'USAGE'),
+       row_security_active(c.oid), EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid)
 FROM pg_class c WHERE c.oid = %s
 """
+_MAY_CREATE = "SELECT current_user::text, has_database_privilege(current_database(), 'CREATE')"
 _NOT_OWNED = """
 SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname || '.' || c.relname = ANY(%s) AND NOT pg_has_role(c.relowner, 'USAGE')

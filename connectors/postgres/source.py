@@ -1,9 +1,9 @@
 """The Postgres source: slot and publication, the first snapshot, then the stream, handed over without a gap.
 
-A position is {state, system, timeline, slot, lsn, tables, pending}: `lsn` is where the stream goes on, `pending` what
-is left of table snapshots. A first snapshot that is interrupted is not begun again with a new slot, because deletes in
-between would be lost with the old one; the stream goes on from the slot's start and the tables that are not complete
-are read beside it by watermark chunks.
+A position is {state, system, timeline, slot, lsn, tables, oids, pending}: `lsn` is where the stream goes on, `pending`
+what is left of table snapshots. A first snapshot that is interrupted is not begun again with a new slot, because
+deletes in between would be lost with the old one; the stream goes on from the slot's start and the tables that are not
+complete are read beside it by watermark chunks.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class PostgresSource:
         log.info("%s: created slot %s at %x", self._server.where, self.config.slot, lsn)
         wanted = self.config.tables if self.config.snapshot == "initial" or truncate else []
         pending = {table: TableProgress() for table in wanted}
-        self._base = self._new_base(identity)
+        self._base = self._new_base(identity, await self._oids())
         self._acknowledged.clear()
         truncates = await self._truncates(lsn, self.config.tables) if truncate else []
         yield Batch(truncates, self._position(lsn, pending))
@@ -174,13 +174,15 @@ class PostgresSource:
         identity = await slots.require_position(self._catalog, self._control, self.config, position)
         await self._control.close()
         added = await ensure_publication(self._catalog, self.config)
-        self._base = self._new_base(identity)
+        self._base = self._new_base(identity, await self._oids())
         pending = {
             table: msgspec.convert(progress, TableProgress)
             for table, progress in position.get("pending", {}).items()
             if table in self.config.tables
         }
-        new = [table for table in self.config.tables if table in added or table not in position["tables"]]
+        known, oids = position["tables"], position.get("oids", {})
+        same = {table for table, oid in self._base["oids"].items() if table in known and oids.get(table, oid) == oid}
+        new = [table for table in self.config.tables if table in added or table not in same]
         if new:
             since_xid = (await self._catalog.rows(_NEXT_XID))[0][0]
             pending |= {table: TableProgress(since_xid=since_xid) for table in new}
@@ -231,13 +233,18 @@ class PostgresSource:
 
     # positions
 
-    def _new_base(self, identity: slots.Identity) -> Position:
+    async def _oids(self) -> dict[str, int]:
+        """A table that is made anew under its old name is another one: its rows are read again."""
+        return {name: (await self._catalog.require(name)).oid for name in self.config.tables}
+
+    def _new_base(self, identity: slots.Identity, oids: dict[str, int]) -> Position:
         return {
             "state": slots.STREAMING,
             "system": identity.system,
             "timeline": identity.timeline,
             "slot": self.config.slot,
             "tables": list(self.config.tables),
+            "oids": oids,
         }
 
     def _position(self, lsn: int, pending: dict[str, TableProgress]) -> Position:

@@ -23,7 +23,7 @@ from connectors.postgres.copying import copy_rows, select_list
 from connectors.postgres.encoder import Fragments, Moment, TableEncoder, unreadable_row
 from connectors.postgres.errors import mapped_errors
 from connectors.postgres.pgoutput import Tuple
-from connectors.postgres.server import quote_name, quote_table, quote_text
+from connectors.postgres.server import quote_name, quote_text
 from connectors.postgres.snapshot import Captured, Progress
 from connectors.source import SourceRecord
 from pipeline.core.errors import CtxpipeError, Poison
@@ -274,7 +274,7 @@ class ChunkReader:
     async def _greatest_key(self, reader: Any, captured: Captured) -> KeyTexts | None:
         key = captured.table.key
         order = ", ".join(f"{quote_name(name)} DESC" for name in key)
-        query = f"SELECT {select_list(key)} FROM {quote_table(captured.table.name)} ORDER BY {order} LIMIT 1"
+        query = f"SELECT {select_list(key)} FROM {captured.table.source} ORDER BY {order} LIMIT 1"
         rows = await _copied(reader, query)
         return [(value or b"").decode() for value in rows[0]] if rows else None
 
@@ -291,7 +291,7 @@ class ChunkReader:
         where += [f"({captured.row_filter})"] if captured.row_filter else []
         return await _copied(
             reader,
-            f"SELECT {select_list(captured.columns)} FROM {quote_table(captured.table.name)} "
+            f"SELECT {select_list(captured.columns)} FROM {captured.table.source} "
             f"WHERE {' AND '.join(where)} ORDER BY {key} LIMIT {self._chunk_rows}",
         )
 
