@@ -16,7 +16,7 @@ whole partition or a range, as Debezium's connector for Cassandra does):
 `r` deletes a range. A cell without `value` is a deleted one. A collection that is not frozen, or a user-defined type
 that is not, has {"kind": "set|list|map|udt", "cleared": µs, "elements": [[key, value, ts, expires], …]} instead: the
 elements written or removed (value null), and the time up to which older ones are gone. A bound is {"values": […],
-"inclusive": true}: leading clustering columns in ascending order of their values, whatever the table's clustering order.
+"inclusive": true}: leading clustering columns, ascending by their values whatever the table's clustering order is.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ from typing import Any, Literal
 import msgspec
 
 from schemas.event import Row
+from schemas.topics import HEARTBEAT_PREFIX
 from schemas.wire import OWN_VERSION
 
 Kind = Literal["set", "list", "map", "udt"]
 MUTATION_VERSION = f"{OWN_VERSION}0.1.0"
 CONNECTORS = ("cassandra", "scylla")
+OWN_KEY = "__ctxpipe"
+"""The one column of the keys of records that belong to no row."""
 
 
 class Cell(msgspec.Struct, frozen=True, gc=False):
@@ -120,6 +123,27 @@ def encode_mutation(source: MutationSource, key: Row, mutation: Mutation, now_ms
         "ts_ms": now_ms,
     }
     return _ENCODE(key), _ENCODE(value)
+
+
+def encode_heartbeat(source: MutationSource, until_us: int, now_ms: int) -> tuple[bytes, bytes]:
+    """(record key, record value) that says: every write up to `until_us` has been published before. It goes into every
+    partition of every table's topic."""
+    value = {
+        "op": "m",
+        "source": {
+            "version": MUTATION_VERSION,
+            "connector": source.connector,
+            "name": source.name,
+            "ts_ms": until_us // 1000,
+            "ts_us": until_us,
+            "snapshot": "false",
+            "keyspace": source.keyspace,
+            "table": source.table,
+        },
+        "message": {"prefix": HEARTBEAT_PREFIX, "content": ""},
+        "ts_ms": now_ms,
+    }
+    return _ENCODE({OWN_KEY: "heartbeat"}), _ENCODE(value)
 
 
 def newest_timestamp(mutation: Mutation) -> int:
