@@ -127,7 +127,10 @@ class Catalog:
                 self.types[row[0]] = PostgresType(*row)
             unknown = [oid for oid in missing if oid not in self.types]
             if unknown:
-                raise Fatal(f"{self.server.where} does not know the types with the oids {unknown}: dropped meanwhile?")
+                raise Fatal(
+                    f"{self.server.where} does not know the types with the oids {unknown}: dropped "
+                    "before their last changes were read? Start over with: ctxpipe connect SOURCE --reset"
+                )
             missing = set().union(*(parts_of(oid, self.types) for oid, _ in wanted))
         return [converter_for(oid, modifier, self.types) for oid, modifier in wanted]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from connectors.postgres.pgoutput import Tuple
-from connectors.postgres.server import quote_name
+from connectors.postgres.server import quote_name, quote_table
 
 ROWS_MAX = 1000
 """Rows handed on at once."""
@@ -47,6 +47,13 @@ async def copy_rows(reader: Any, query: str, take: Callable[[list[Tuple]], Await
 
     await reader.copy_from_query(query, output=output)
     return count
+
+
+def lock_sql(tables: Iterable[str]) -> str:
+    """Before the first row is read, and where possible before the snapshot is taken: ALTER TABLE then waits. A table
+    that it writes anew looks empty to older snapshots, and the stream does not tell of it.
+    """
+    return f"LOCK TABLE {', '.join(quote_table(table) for table in tables)} IN ACCESS SHARE MODE"
 
 
 def select_list(columns: Sequence[str]) -> str:

@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 
 from connectors.postgres.catalog import Catalog, Table
-from connectors.postgres.copying import copy_rows, select_list
+from connectors.postgres.copying import copy_rows, lock_sql, select_list
 from connectors.postgres.encoder import Moment, TableEncoder, unreadable_row
 from connectors.postgres.errors import mapped_errors
 from connectors.postgres.pgoutput import Tuple
 from connectors.postgres.server import quote_table, quote_text
 from connectors.source import SourceRecord
-from pipeline.core.errors import Poison
+from pipeline.core.errors import EnvironmentProblem, Poison, Retryable
 
 RANGE_PAGES = 4096
 """Pages of one range: 32 MiB of table, so that a few readers share even one large table."""
@@ -129,11 +129,21 @@ class ExportedSnapshot:
             try:
                 await reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 await reader.execute(f"SET TRANSACTION SNAPSHOT {quote_text(name)}")
+                await self._hold_still(reader)
                 while not work.empty():
                     await self._read_range(reader, work.get_nowait(), moment)
             finally:
                 with suppress(TimeoutError):
                     await reader.close(timeout=2)
+
+    async def _hold_still(self, reader: Any) -> None:
+        """Raises Retryable for a table that was written anew since the snapshot: it is read by chunks then."""
+        names = [captured.table.name for captured in self._tables]
+        await reader.execute(lock_sql(names))
+        changed = await reader.fetch(_WRITTEN_ANEW, [captured.table.oid for captured in self._tables])
+        if changed:
+            listed = ", ".join(str(row[0]) for row in changed)
+            raise Retryable(f"{listed} was altered or truncated while its snapshot began.")
 
     async def _read_range(self, reader: Any, item: _Range, moment: Moment) -> None:
         table = item.captured.table.name
@@ -175,10 +185,23 @@ async def captured_tables(
         table = await catalog.require(name)
         columns, row_filter = published.get(name, (None, filters.get(name)))
         own = [column.name for column in table.columns if columns is None or column.name in columns]
+        if not set(table.key) <= set(own):
+            raise EnvironmentProblem(
+                f"Publication {publication} leaves out key columns of {name}. Mend: its column list must hold "
+                f"{', '.join(table.key)}."
+            )
         captured.append(Captured(table, own, row_filter))
     return captured
 
 
+_WRITTEN_ANEW = """
+SELECT c.oid::regclass::text FROM unnest($1::bigint[]) AS wanted (oid)
+CROSS JOIN LATERAL (SELECT wanted.oid::oid::regclass AS oid UNION SELECT relid FROM pg_partition_tree(wanted.oid::oid))
+  AS part
+JOIN pg_class c ON c.oid = part.oid
+WHERE c.relkind = 'r' AND c.relfilenode <> coalesce(pg_relation_filenode(c.oid), 0)
+"""
+"""The catalog row is as old as the snapshot, the function tells the file of now."""
 _SIZE = """
 SELECT (pg_relation_size(%s::regclass) / current_setting('block_size')::bigint)::bigint,
        (SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = %s::regclass)

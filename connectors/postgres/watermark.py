@@ -19,9 +19,9 @@ import msgspec
 
 from connectors.postgres.catalog import Catalog
 from connectors.postgres.changes import SNAPSHOT_PREFIX, WATERMARK_PREFIX
-from connectors.postgres.copying import copy_rows, select_list
+from connectors.postgres.copying import copy_rows, lock_sql, select_list
 from connectors.postgres.encoder import Fragments, Moment, TableEncoder, unreadable_row
-from connectors.postgres.errors import mapped_errors
+from connectors.postgres.errors import Undefined, mapped_errors
 from connectors.postgres.pgoutput import Tuple
 from connectors.postgres.server import quote_name, quote_text
 from connectors.postgres.snapshot import Captured, Progress
@@ -201,7 +201,8 @@ class TableSnapshots:
                 while self.pending:
                     table = next(iter(self.pending))
                     await self._older_ended(self.pending[table].since_xid)
-                    await self._one_chunk(reader, await self._describe(table))
+                    with suppress(Undefined):  # altered since it was described: described again
+                        await self._one_chunk(reader, await self._describe(table))
                 self._wanted.clear()
         finally:
             await reader.close()
@@ -248,6 +249,7 @@ class ChunkReader:
         with mapped_errors(self._catalog.server.where):
             reader = self._reader
             async with reader.transaction(isolation="repeatable_read", readonly=True):
+                await reader.execute(lock_sql([captured.table.name]))
                 visible, time_us = await reader.fetchrow(_VISIBLE)
                 until = progress.until or await self._greatest_key(reader, captured)
                 rows = await self._rows(reader, captured, progress.after, until) if until else []

@@ -101,6 +101,13 @@ async def test_a_row_filter_that_would_stop_the_owners_writes_is_refused(postgre
         await run_until_it_streams(harness, MemorySink(), MemoryPositions())
 
 
+async def test_a_column_list_without_the_key_is_refused(postgres_dsn: str) -> None:
+    async with PostgresHarness(postgres_dsn) as harness:
+        await harness.write("CREATE PUBLICATION ctxpipe_src FOR TABLE t (v)")
+        error = await refusal(harness)
+        assert isinstance(error, EnvironmentProblem) and "column list must hold id" in str(error)
+
+
 async def test_a_publication_that_was_dropped_says_how_to_go_on(postgres_dsn: str) -> None:
     positions = MemoryPositions()
     async with PostgresHarness(postgres_dsn) as harness:

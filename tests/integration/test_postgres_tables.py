@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import psycopg
 import pytest
 from pydantic import SecretStr
 
+from connectors.postgres import slot as slots
 from connectors.postgres.checks import check_postgres
+from connectors.postgres.source import PostgresSource
+from connectors.postgres.watermark import ChunkReader
+from connectors.source import SourceRecord
 from pipeline.core.errors import EnvironmentProblem, PositionLost
 from tests.conformance.source_suite import MemoryPositions, MemorySink, Running
 from tests.integration.test_postgres_publication import refusal, run_until_it_streams
@@ -123,3 +128,67 @@ async def test_a_delete_keeps_a_smaller_form_of_a_large_row(postgres_dsn: str) -
         smaller = [msgspec.json.decode(record.smaller) for record in running.sink.records if record.smaller]
         assert [(one["op"], one["before"]) for one in smaller] == [("u", None), ("d", {"id": 1})]
         assert len(smaller[0]["after"]["v"]) == 100_000 and smaller[1]["after"] is None
+
+
+REWRITE = "ALTER TABLE t ALTER v TYPE text USING v || '!'"
+"""Rows written anew, which looks like an empty table to an older snapshot, and of which the stream tells nothing."""
+
+
+async def test_a_table_written_anew_while_its_snapshot_begins(
+    postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with PostgresHarness(postgres_dsn) as harness:
+        await harness.write("INSERT INTO t VALUES (1, 'a'), (2, 'b')")
+        create_slot = slots.create_slot
+
+        async def and_then_alter(*arguments: Any) -> tuple[int, str]:
+            made = await create_slot(*arguments)
+            await harness.write(REWRITE)
+            return made
+
+        monkeypatch.setattr(slots, "create_slot", and_then_alter)
+        async with Running(harness) as running:
+            await running.until(lambda: len(running.sink.fold()) == 2, "both rows")
+
+
+async def test_a_table_is_not_written_anew_while_a_chunk_is_read(
+    postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with PostgresHarness(postgres_dsn) as harness, Running(harness) as running:
+        await harness.write("INSERT INTO t VALUES (1, 'a'), (2, 'b')")
+        await running.until(lambda: len(running.sink.fold()) == 2, "both rows")
+        greatest_key, tasks = ChunkReader._greatest_key, []
+
+        async def after_alter(*arguments: Any) -> Any:
+            tasks.append(asyncio.create_task(harness.write(REWRITE)))
+            await asyncio.sleep(0.5)
+            return await greatest_key(*arguments)
+
+        monkeypatch.setattr(ChunkReader, "_greatest_key", after_alter)
+        count = len(incremental(running.sink))
+        await harness.source().request_snapshot("public.t")
+        await running.until(lambda: tasks and not running.positions.saved[-1]["pending"], "the chunk was read")
+        await running.until(lambda: len(incremental(running.sink)) == count + 2, "its rows")
+        await asyncio.gather(*tasks)
+
+
+async def test_a_table_that_is_altered_between_description_and_chunk_is_described_again(postgres_dsn: str) -> None:
+    async with PostgresHarness(postgres_dsn) as harness, Running(harness) as running:
+        await harness.write("INSERT INTO t VALUES (1, 'a'), (2, 'b')")
+        await running.until(lambda: len(running.sink.fold()) == 2, "both rows")
+        capture, left = PostgresSource._capture, ["ALTER TABLE t RENAME v TO w"]
+
+        async def before_alter(*arguments: Any) -> Any:
+            captured = await capture(*arguments)
+            if left:
+                await harness.write(left.pop())
+            return captured
+
+        running.sources[-1]._snapshots._describe = before_alter.__get__(running.sources[-1])  # type: ignore[attr-defined]
+        await harness.source().request_snapshot("public.t")
+        await running.until(lambda: len(incremental(running.sink)) == 2 and not left, "the rows of the chunk")
+        assert running.sink.fold()['{"id":1}'] == {"id": 1, "w": "a"}
+
+
+def incremental(sink: MemorySink) -> list[SourceRecord]:
+    return [record for record in sink.records if b'"snapshot":"incremental"' in (record.value or b"")]
