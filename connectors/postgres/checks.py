@@ -135,7 +135,8 @@ async def _table(catalog: Catalog, config: PostgresConfig, name: str, table: Tab
         findings.append(Finding("warning", name, message, "Capture them, too, or partition the table instead."))
     if table.partitioned:
         message = "TRUNCATE, ATTACH and DETACH of a single partition are not replicated; rows would stay or be missing"
-        mend = f"Afterwards: ctxpipe connect {config.name} --snapshot {name}, or use DELETE and INSERT"
+        again = f"ctxpipe connect {config.name} --snapshot {name}"
+        mend = f"Use DELETE instead of TRUNCATE, and before DETACH; after ATTACH: {again}"
         findings.append(Finding("note", name, message, mend))
     if not table.key:
         findings.append(
