@@ -71,6 +71,72 @@ local function apply(keys, args)
   return out
 end
 
+-- Wide-column rows. KEYS: rows hash, expiry index. ARGV: (field of the expiry index, key, token, version, links, body,
+-- confirmed, expiry) per write; a body ends in the 16 bytes of its token. Answer per write: 0 where another token lies
+-- there, else the former links.
+local function cells(keys, args)
+  local out = {}
+  for i = 1, #args, 8 do
+    local key, token, version, links, body = args[i + 1], args[i + 2], args[i + 3], args[i + 4], args[i + 5]
+    local stored = redis.call('HGET', keys[1], key)
+    local answer = ''
+    if (stored and string.sub(stored, -16) or '') ~= token then
+      answer = 0
+    else
+      local former = ''
+      if stored then
+        local former_length = struct.unpack('>I4', stored, 33)
+        if args[i + 6] ~= '1' then former = string.sub(stored, 37, 36 + former_length) end
+        local links_length = struct.unpack('>I4', stored, 37 + former_length)
+        local stored_links = string.sub(stored, 41 + former_length, 40 + former_length + links_length)
+        if links_length > 0 and stored_links ~= links then
+          local blob = struct.pack('>I4', links_length) .. stored_links
+          if not string.find(former, blob, 1, true) then former = former .. blob end
+        end
+      end
+      local parts = { version, struct.pack('>I4', #former), former, struct.pack('>I4', #links), links, body }
+      redis.call('HSET', keys[1], key, table.concat(parts))
+      if args[i + 7] == '' then
+        redis.call('ZREM', keys[2], args[i])
+      else
+        redis.call('ZADD', keys[2], args[i + 7], args[i])
+      end
+      answer = former
+    end
+    out[(i + 7) / 8] = answer
+  end
+  return out
+end
+
+-- KEYS: one set of row keys per partition. ARGV: per key the number of rows, then their keys.
+local function inhabit(keys, args)
+  local position = 1
+  for _, name in ipairs(keys) do
+    local last = position + tonumber(args[position])
+    for member = position + 1, last do redis.call('SADD', name, args[member]) end
+    position = last + 1
+  end
+  return 1
+end
+
+-- KEYS: one set of deletions per partition. Answer: their members.
+local function stones(keys)
+  local out = {}
+  for i, name in ipairs(keys) do out[i] = redis.call('SMEMBERS', name) end
+  return out
+end
+
+-- KEYS: deletions of a partition, its row keys. ARGV: a deletion. Answer: the row keys.
+local function bury(keys, args)
+  redis.call('SADD', keys[1], args[1])
+  return redis.call('SMEMBERS', keys[2])
+end
+
+-- KEYS: expiry index of a bucket. ARGV: time, limit. Answer: what is due.
+local function due(keys, args)
+  return redis.call('ZRANGEBYSCORE', keys[1], '-inf', args[1], 'LIMIT', 0, args[2])
+end
+
 -- KEYS: rows hash, floor. ARGV: keys of rows. Answer: the rows, then the floor.
 local function rows(keys, args)
   local out = {}
@@ -308,6 +374,11 @@ redis.register_function{
   flags = { 'no-writes' },
 }
 redis.register_function('ctx_floor_@', floor)
+redis.register_function('ctx_cells_@', cells)
+redis.register_function('ctx_inhabit_@', inhabit)
+redis.register_function{ function_name = 'ctx_stones_@', callback = stones, flags = { 'no-writes' } }
+redis.register_function('ctx_bury_@', bury)
+redis.register_function{ function_name = 'ctx_due_@', callback = due, flags = { 'no-writes' } }
 redis.register_function('ctx_relate_@', relate)
 redis.register_function{ function_name = 'ctx_view_@', callback = view, flags = { 'no-writes' } }
 redis.register_function{ function_name = 'ctx_members_@', callback = members, flags = { 'no-writes' } }

@@ -9,6 +9,10 @@ import msgspec
 
 from pipeline.stores.store import (
     AppliedPosition,
+    CellOutcome,
+    CellPlace,
+    CellRow,
+    CellWrite,
     Contribution,
     Fetched,
     Membership,
@@ -83,6 +87,61 @@ class MemoryRows:
             for key, row in rows.items()
             if (row.values is not None and row.version < version) or (row.values is None and row.version == version)
         ]
+
+
+class MemoryCells:
+    """See CellStore: rows lie in `rows`, where MemoryRows reads them."""
+
+    def __init__(self, rows: MemoryRows) -> None:
+        self.rows = rows
+        self.states: dict[tuple[str, str], tuple[bytes, bytes]] = {}
+        self.inhabitants: dict[tuple[str, str], dict[str, None]] = {}
+        self.stones: dict[tuple[str, str], set[bytes]] = {}
+        self.expiries: dict[tuple[str, str], int] = {}
+        self._tokens = 0
+
+    async def read(self, places: Sequence[CellPlace]) -> list[CellRow]:
+        found = []
+        for place in places:
+            state, token = self.states.get((place.table, place.key), (b"", b""))
+            row = self.rows.tables.get(place.table, {}).get(place.key)
+            values = list(row.values or ()) if row is not None else []
+            found.append(CellRow(state, token, values, self._stones_of(place)))
+        return found
+
+    async def write(self, writes: Sequence[CellWrite]) -> list[CellOutcome]:
+        return [self._write(write) for write in writes]
+
+    def _write(self, write: CellWrite) -> CellOutcome:
+        place = write.place
+        name = (place.table, place.key)
+        if place.partition is not None:
+            self.inhabitants.setdefault((place.table, place.partition), {})[place.key] = None
+        if self.states.get(name, (b"", b""))[1] != write.token:
+            return CellOutcome(False)
+        rows = self.rows.tables.setdefault(place.table, {})
+        stored = rows.get(place.key)
+        former = [] if stored is None or write.confirmed else list(stored.former)
+        if stored is not None and stored.links and stored.links != write.links and stored.links not in former:
+            former.append(stored.links)
+        row = RowWrite(place.table, place.key, write.version, write.values, write.links, write.commit_time_us)
+        rows[place.key] = _Row(row, former)
+        self._tokens += 1
+        self.states[name] = (write.state, b"%016d" % self._tokens)
+        self.expiries.pop(name, None)
+        if write.expires_us is not None:
+            self.expiries[name] = write.expires_us
+        return CellOutcome(True, list(former), self._stones_of(place))
+
+    async def bury(self, table: str, partition: str, tombstone: bytes) -> list[str]:
+        self.stones.setdefault((table, partition), set()).add(tombstone)
+        return list(self.inhabitants.get((table, partition), ()))
+
+    async def due(self, now_us: int, limit: int) -> list[tuple[str, str]]:
+        return [name for name, time_us in self.expiries.items() if time_us <= now_us][:limit]
+
+    def _stones_of(self, place: CellPlace) -> frozenset[bytes]:
+        return frozenset(self.stones.get((place.table, place.partition or ""), ()))
 
 
 class _Place:

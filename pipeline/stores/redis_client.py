@@ -150,7 +150,7 @@ class RedisClient:
         await self.connection.aclose()
 
 
-_READS = frozenset(("rows", "value", "view", "members", "fetch"))
+_READS = frozenset(("rows", "value", "view", "members", "fetch", "stones", "due"))
 
 
 def _command(call: Call) -> tuple[Any, ...]:

@@ -13,8 +13,19 @@ from pipeline.stores.store import RowOutcome, RowWrite, StoredRow
 
 _ENCODE = msgspec.msgpack.Encoder().encode
 _BIG_INTEGER = 1
-_DECODE = msgspec.msgpack.Decoder(tuple[int, list[Any]], ext_hook=lambda code, data: int(bytes(data))).decode
+
+
+class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A row as it lies in its hash; `state` of wide-column rows only, with the token that names it at its end."""
+
+    commit_time_us: int
+    values: list[Any]
+    state: bytes = b""
+
+
+_DECODE = msgspec.msgpack.Decoder(Body, ext_hook=lambda code, data: int(bytes(data))).decode
 _DECODE_LINKS = msgspec.msgpack.Decoder(tuple[str | None, ...]).decode
+_NOTHING = Body(0, [])
 _VERSION_LENGTH = 32
 _SCAN_COUNT = 1000
 _CHANGED = RowOutcome(True, [])
@@ -33,14 +44,14 @@ class RedisRows:
         for number, write in enumerate(writes):
             group = groups.setdefault((write.table, bucket_of(write.key)), ([], []))
             group[0].append(number)
-            body = b"" if write.values is None else _body(write.commit_time_us, write.values)
-            group[1].extend((write.key, write.version, _ENCODE(write.links) if write.links else b"", body))
+            body = b"" if write.values is None else encode_body(write.commit_time_us, write.values)
+            group[1].extend((write.key, write.version, encode_links(write.links), body))
         calls: list[Call] = [("apply", self._keys(*group), arguments) for group, (_, arguments) in groups.items()]
         outcomes = [_UNCHANGED] * len(writes)
         for (numbers, _), answers in zip(groups.values(), await self.client.call(calls), strict=True):
             for number, answer in zip(numbers, answers, strict=True):
                 if answer.__class__ is bytes:
-                    outcomes[number] = RowOutcome(True, _former_links(answer)) if answer else _CHANGED
+                    outcomes[number] = RowOutcome(True, former_links(answer)) if answer else _CHANGED
         return outcomes
 
     async def read(self, keys: Sequence[tuple[str, str]]) -> list[StoredRow | None]:
@@ -84,11 +95,17 @@ class RedisRows:
         return [self.client.key(bucket, f"r:{table}"), self.client.key(bucket, f"f:{table}")]
 
 
-def _body(commit_time_us: int, values: list[Any]) -> bytes:
+def encode_links(links: tuple[str | None, ...]) -> bytes:
+    """Empty for a row that stands nowhere."""
+    return _ENCODE(links) if links else b""
+
+
+def encode_body(*parts: Any) -> bytes:
+    """Commit time, values and, of a wide-column row, its state."""
     try:
-        return _ENCODE((commit_time_us, values))
+        return _ENCODE(parts)
     except OverflowError:
-        return _ENCODE((commit_time_us, _extended(values)))
+        return _ENCODE(_extended(list(parts)))
 
 
 def _extended(value: Any) -> Any:
@@ -106,12 +123,19 @@ def _row(value: bytes) -> StoredRow:
     (former,) = struct.unpack_from(">I", value, _VERSION_LENGTH)
     start = _VERSION_LENGTH + 4 + former
     (links,) = struct.unpack_from(">I", value, start)
-    body = value[start + 4 + links :]
-    commit_time_us, values = _DECODE(body) if body else (0, [])
-    return StoredRow(value[:_VERSION_LENGTH].decode(), commit_time_us, values)
+    body = _DECODE(value[start + 4 + links :]) if len(value) > start + 4 + links else _NOTHING
+    return StoredRow(value[:_VERSION_LENGTH].decode(), body.commit_time_us if body.values else 0, body.values)
 
 
-def _former_links(blob: bytes) -> list[tuple[str | None, ...]]:
+def body_of(value: bytes) -> Body:
+    """The body of a stored row."""
+    (former,) = struct.unpack_from(">I", value, _VERSION_LENGTH)
+    start = _VERSION_LENGTH + 4 + former
+    (links,) = struct.unpack_from(">I", value, start)
+    return _DECODE(value[start + 4 + links :])
+
+
+def former_links(blob: bytes) -> list[tuple[str | None, ...]]:
     links, start = [], 0
     while start < len(blob):
         (length,) = struct.unpack_from(">I", blob, start)

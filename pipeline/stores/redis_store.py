@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pipeline.core.config import Config
 from pipeline.core.errors import ConfigError, Fatal
 from pipeline.stores.redis_bundles import RedisBundles
+from pipeline.stores.redis_cells import RedisCells
 from pipeline.stores.redis_client import RedisClient, RedisSettings
 from pipeline.stores.redis_marks import RedisMarks
 from pipeline.stores.redis_relations import RedisRelations
@@ -101,6 +102,7 @@ class Stores:
 
     client: RedisClient
     rows: RedisRows
+    cells: RedisCells
     relations: RedisRelations
     bundles: RedisBundles
     marks: RedisMarks
@@ -135,5 +137,12 @@ async def open_stores(settings: RedisSettings) -> Stores:
     await client.load_functions()
     bundles = RedisBundles(client)
     return Stores(
-        client, RedisRows(client), RedisRelations(client), bundles, RedisMarks(client), bundles, RedisServing(client)
+        client,
+        RedisRows(client),
+        RedisCells(client),
+        RedisRelations(client),
+        bundles,
+        RedisMarks(client),
+        bundles,
+        RedisServing(client),
     )

@@ -72,6 +72,70 @@ class RowStore(Protocol):
         """
 
 
+class CellPlace(msgspec.Struct, frozen=True, gc=False):
+    """Where a row of a wide-column table lies. `partition` is its partition key's text; None where the table has no
+    clustering columns, so that a partition is a row."""
+
+    table: str
+    key: str
+    partition: str | None = None
+
+
+class CellRow(msgspec.Struct, frozen=True, gc=False):
+    """A row's merged state (pipeline.cells, encoded) and what was made of it. `token` names this very state, empty for
+    a row never seen; `tombstones` are the deletions known in its partition."""
+
+    state: bytes
+    token: bytes
+    values: list[Any]
+    tombstones: frozenset[bytes] = frozenset()
+
+
+class CellWrite(msgspec.Struct, frozen=True, gc=False):
+    """The next state of a row, merged from the one that `token` names.
+
+    `confirmed`: what the version before led to is known to be done, so its former links are forgotten. `expires_us`:
+    when something in it will have lived its time.
+    """
+
+    place: CellPlace
+    token: bytes
+    version: str
+    values: list[Any]
+    state: bytes
+    links: tuple[str | None, ...] = ()
+    commit_time_us: int = 0
+    confirmed: bool = False
+    expires_us: int | None = None
+
+
+class CellOutcome(msgspec.Struct, frozen=True, gc=False):
+    """`written` False: another state lies there meanwhile; read and merge again. `tombstones` as they were after the
+    write: one that was not known before it may cover the row."""
+
+    written: bool
+    former_links: list[tuple[str | None, ...]] = []
+    tombstones: frozenset[bytes] = frozenset()
+
+
+class CellStore(Protocol):
+    """States of wide-column rows, in the same place as the rows of RowStore, which reads what was made of them."""
+
+    async def read(self, places: Sequence[CellPlace]) -> list[CellRow]:
+        """One per place."""
+
+    async def write(self, writes: Sequence[CellWrite]) -> list[CellOutcome]:
+        """Writes each row whose token is still the one given; at most one write per row in a call. The row is listed
+        under its partition before it is written, and the partition's deletions are read after it: together with
+        `bury` no row escapes a deletion."""
+
+    async def bury(self, table: str, partition: str, tombstone: bytes) -> list[str]:
+        """Keeps a deletion for rows that are yet to come, and gives the keys of all rows of the partition known now."""
+
+    async def due(self, now_us: int, limit: int) -> list[tuple[str, str]]:
+        """(table, key) of rows in which something has lived its time, about `limit` of them."""
+
+
 class Contribution(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What one child adds at its parent value.
 

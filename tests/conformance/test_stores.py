@@ -12,12 +12,22 @@ from random import Random
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from pipeline.core.errors import Retryable
-from pipeline.stores.memory import MemoryBundles, MemoryMarks, MemoryRelations, MemoryRows
+from pipeline.stores.memory import MemoryBundles, MemoryCells, MemoryMarks, MemoryRelations, MemoryRows
 from pipeline.stores.redis_client import RedisSettings
 from pipeline.stores.redis_store import open_stores
-from pipeline.stores.store import AppliedPosition, Contribution, Membership, RelationRead, RowWrite, ShardChanged
+from pipeline.stores.store import (
+    AppliedPosition,
+    CellPlace,
+    CellWrite,
+    Contribution,
+    Membership,
+    RelationRead,
+    RowWrite,
+    ShardChanged,
+)
 from schemas.bundle import FragmentReference, Meta, SourceState, Stored, UnitKey
 from schemas.event import version_of
 
@@ -27,6 +37,7 @@ class Suite:
     """The stores under test beside a reference."""
 
     rows: Any
+    cells: Any
     relations: Any
     bundles: Any
     marks: Any
@@ -42,13 +53,63 @@ class Suite:
 )
 async def suite(request: pytest.FixtureRequest) -> AsyncIterator[Suite]:
     if request.param == "memory":
-        yield Suite(MemoryRows(), MemoryRelations(), MemoryBundles(), MemoryMarks(), "memory")
+        rows = MemoryRows()
+        yield Suite(rows, MemoryCells(rows), MemoryRelations(), MemoryBundles(), MemoryMarks(), "memory")
         return
     url = request.getfixturevalue("redis_url" if request.param == "redis" else "redis_cluster_url")
     settings = RedisSettings(url, f"suite{uuid.uuid4().hex[:8]}", 1, cluster=request.param == "cluster", buckets=8)
     stores = await open_stores(settings)
-    yield Suite(stores.rows, stores.relations, stores.bundles, stores.marks, request.param)
+    yield Suite(stores.rows, stores.cells, stores.relations, stores.bundles, stores.marks, request.param)
     await stores.close()
+
+
+async def test_cells_answer_like_the_reference(suite: Suite) -> None:
+    """Tokens are each store's own: a write goes by the one that its store gave, or by an old one that must lose."""
+    random, rows = Random(11), MemoryRows()
+    reference = MemoryCells(rows)
+    places = [CellPlace("s.t", f"{p}|{c}", p) for p in ("1", "ü%7C") for c in ("a", "b", "")] + [CellPlace("s.u", "x")]
+    old: dict[str, Any] = {}
+    for step in range(120):
+        chosen = random.sample(places, random.randint(1, 4))
+        ours, theirs = await suite.cells.read(chosen), await reference.read(chosen)
+        assert [_without_token(row) for row in ours] == [_without_token(row) for row in theirs]
+        late = random.random() < 0.2 and all(place.key in old for place in chosen)
+        if late:
+            ours = [old[place.key][0] for place in chosen]
+            theirs = [old[place.key][1] for place in chosen]
+        made = [_cell_write(random, place, step) for place in chosen]
+        results = []
+        for store, found in ((suite.cells, ours), (reference, theirs)):
+            writes = [replace(write, token=row.token) for write, row in zip(made, found, strict=True)]
+            results.append(await store.write(writes))
+        assert results[0] == results[1]
+        for place, mine, other in zip(chosen, ours, theirs, strict=True):
+            old.setdefault(place.key, (mine, other))
+        if random.random() < 0.3:
+            burial = ("s.t", random.choice(["1", "ü%7C", "empty"]), b"%d" % random.randint(0, 5))
+            assert sorted(await suite.cells.bury(*burial)) == sorted(await reference.bury(*burial))
+        now_us = random.randint(0, 200)
+        assert sorted(await suite.cells.due(now_us, 1000)) == sorted(await reference.due(now_us, 1000))
+        keys = [(place.table, place.key) for place in places]
+        assert await suite.rows.read(keys) == await rows.read(keys)
+
+
+def _cell_write(random: Random, place: CellPlace, step: int) -> CellWrite:
+    return CellWrite(
+        place,
+        b"",
+        f"{step:032x}",
+        random.choice([[], [1, "x"], [2, None]]),
+        random.choice([b"state", b"", bytes(range(256))]),
+        random.choice([(), ("p1", None), ("p2", "q")]),
+        step if random.random() < 0.5 else 0,
+        random.random() < 0.5,
+        random.choice([None, random.randint(0, 200)]),
+    )
+
+
+def _without_token(row: Any) -> Any:
+    return replace(row, token=b"" if not row.token else b"some")
 
 
 async def test_rows_answer_like_the_reference(suite: Suite) -> None:
