@@ -18,7 +18,9 @@ from schemas.event import ChangeEvent, Operation
 from schemas.keys import key_text
 from schemas.record import Record
 from schemas.topics import HEARTBEAT_PREFIX
-from schemas.types import NESTING_MAX, nested_too_deep
+from schemas.types import NESTING_MAX, UnknownValue, nested_too_deep
+
+_EXAMINED = frozenset({list, dict, UnknownValue})
 
 
 class Change(msgspec.Struct, gc=False):
@@ -88,14 +90,21 @@ def _change_of(table: TablePlan, event: ChangeEvent, record: Record) -> Change |
     if row is None:
         raise Poison(f"operation {operation.value!r} without 'after'")
     values = [row.get(column) for column in table.columns]
-    for value in values:
-        if (value.__class__ is list or value.__class__ is dict) and nested_too_deep(value):
-            raise Poison(f"a value that is nested more than {NESTING_MAX} levels deep")
+    for value, column in zip(values, table.columns, strict=True):
+        if value.__class__ in _EXAMINED:
+            _examine(value, column)
     missing: tuple[int, ...] = ()
     if event.unavailable:
         missing = tuple(number for number, column in enumerate(table.columns) if column in event.unavailable)
     former_key = _key(table, event.old_key) if event.old_key is not None else None
     return Change(record, table, key, event.version, values, event.commit_time_us, missing, former_key)
+
+
+def _examine(value: Any, column: str) -> None:
+    if value.__class__ is UnknownValue:
+        raise Poison(value.refusal(column))
+    if nested_too_deep(value):
+        raise Poison(f"a value that is nested more than {NESTING_MAX} levels deep")
 
 
 def _key(table: TablePlan, row: Mapping[str, Any] | None) -> str:

@@ -12,6 +12,7 @@ from schemas.debezium_schema import RowConverters, key_converters, row_converter
 from schemas.errors import DecodeError
 from schemas.event import VERSION_LENGTH, ChangeEvent, Operation, Row, version_of
 from schemas.record import Record
+from schemas.types import UnknownValue
 from schemas.wire import OWN_VERSION, SIZE_MAX, Envelope, Source, parse, parse_key
 
 Types = Mapping[str, Mapping[str, str]]
@@ -102,7 +103,7 @@ def _foreign(
         unavailable = frozenset([column for column, value in row.items() if values.is_unavailable(value)])
         row = _canonical(row, converters, unavailable)
     before = _known_before(envelope.before, key, converters) if envelope.before else None
-    event = _event(source, operation, _canonical(key, by_key, _NONE_UNAVAILABLE), row, before, unavailable)
+    event = _event(source, operation, _canonical_key(key, by_key), row, before, unavailable)
     return _with_key_change(event, record, by_key, declared) if record.headers else event
 
 
@@ -117,7 +118,17 @@ def _known_before(before: Row, key: Row, converters: RowConverters) -> Row:
     unavailable = frozenset([column for column, value in before.items() if values.is_unavailable(value)])
     if any(guessed):
         unavailable |= rest.keys()
-    return _canonical(before, converters, unavailable)
+    known = _canonical(before, converters, unavailable)
+    return {column: value for column, value in known.items() if value.__class__ is not UnknownValue}
+
+
+def _canonical_key(key: Row, converters: RowConverters) -> Row:
+    """A row has no name without its key, so nothing in it may be unknown."""
+    canonical = _canonical(key, converters, _NONE_UNAVAILABLE)
+    for column, value in canonical.items():
+        if value.__class__ is UnknownValue:
+            raise DecodeError(value.refusal(column))
+    return canonical
 
 
 def _canonical(row: Row, converters: RowConverters, left_out: frozenset[str]) -> Row:
@@ -220,4 +231,4 @@ def _header_key(content: bytes, by_key: RowConverters, declared: Mapping[str, st
     """Connect's usual header converter writes no schema, whatever the key's does."""
     key, schema = parse_key(content)
     converters = by_key if schema is None else key_converters(schema, declared)
-    return None if key is None else _canonical(key, converters, _NONE_UNAVAILABLE)
+    return None if key is None else _canonical_key(key, converters)

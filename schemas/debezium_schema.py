@@ -10,6 +10,7 @@ import msgspec
 from schemas import debezium_values as values
 from schemas.debezium_values import Converter
 from schemas.errors import DecodeError
+from schemas.types import UnknownValue
 
 _CACHE_MAX = 500
 _TIME = "io.debezium.time."
@@ -123,17 +124,20 @@ def _converter(field: Mapping[str, Any]) -> Converter | None:
         return _BY_NAME[name]
     if kind == "array":
         element = _converter(field["items"])
-        return None if element is None else values.array_of(element)
+        return element if element is None or isinstance(element, _Unknown) else values.array_of(element)
     if kind in ("struct", "bytes") and name is not None:
-        return _unknown(str(name))
+        return _Unknown(str(name)[:100])
     return None
 
 
-def _unknown(name: str) -> Converter:
-    def refuse(value: Any) -> Any:
-        raise ValueError("this type is unknown here")
+class _Unknown:
+    """The converter of a type that stands in no table here, e.g. a new one; an array of such is one as a whole."""
 
-    return refuse
+    def __init__(self, name: str) -> None:
+        self._value = UnknownValue(name)
+
+    def __call__(self, value: Any) -> UnknownValue:
+        return self._value
 
 
 _BY_NAME: dict[str, Converter | None] = {

@@ -42,6 +42,20 @@ _DECIMAL = re.compile(r"(?:decimal|numeric)\(\s*(\d{1,4})\s*,\s*(\d{1,4})\s*\)")
 _BITS = re.compile(r"bits\((\d{1,9})\)")
 
 
+class UnknownValue:
+    """Stands in a row for a value whose type nobody here knows: who needs the column refuses the row (promise 9), and
+    who doesn't goes on. It is no JSON, so that it can't travel on by oversight."""
+
+    __slots__ = ("type_name",)
+
+    def __init__(self, type_name: str) -> None:
+        self.type_name = type_name
+
+    def refusal(self, column: str) -> str:
+        """Why a row is refused, in words."""
+        return f"column {column}: not a value of type {self.type_name} (this type is unknown here)"
+
+
 def nested_too_deep(value: Any, levels: int = NESTING_MAX) -> bool:
     """Whether lists and objects go more than `levels` deep."""
     if value.__class__ is dict:

@@ -8,6 +8,8 @@ import msgspec
 import pytest
 
 from schemas.envelope import decode_record
+from schemas.errors import DecodeError
+from schemas.types import UnknownValue
 from tests.support.debezium_fixtures import column, plain, with_schemas
 
 TIME = "io.debezium.time."
@@ -75,6 +77,28 @@ def test_values_with_schemas(field: dict[str, Any], value: Any, expected: Any) -
     event = decode_record(with_schemas({"id": 1, "c": value}, [column("id", "int32"), field]))
     assert event is not None
     assert event.row == {"id": 1, "c": expected}
+
+
+UNKNOWN = column("c", "struct", "io.debezium.data.New")
+
+
+@pytest.mark.parametrize("field", [UNKNOWN, {**column("c", "array"), "items": UNKNOWN}], ids=["itself", "in an array"])
+def test_a_type_that_is_unknown_here_spoils_its_own_column_alone(field: dict[str, Any]) -> None:
+    fields = [column("id", "int32"), field, column("d", "string")]
+    row = {"id": 1, "c": [{}], "d": "x"}
+    event = decode_record(with_schemas(row, fields, before=row, op="u"))
+    assert event is not None and event.row is not None
+    assert isinstance(event.row.pop("c"), UnknownValue)
+    assert event.row == event.before == {"id": 1, "d": "x"}
+    event = decode_record(with_schemas({**row, "c": None}, fields))
+    assert event is not None and event.row == {"id": 1, "c": None, "d": "x"}
+
+
+def test_a_key_of_a_type_that_is_unknown_here_names_no_row() -> None:
+    with pytest.raises(
+        DecodeError, match=r"column c: .* io\.debezium\.data\.New \(this type is unknown here\)"
+    ):
+        decode_record(with_schemas({"c": {}}, [UNKNOWN]))
 
 
 def test_a_key_is_as_canonical_as_the_row() -> None:
