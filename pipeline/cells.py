@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -49,8 +49,10 @@ class RowState(msgspec.Struct, frozen=True, gc=False):
     deleted: int = _NEVER
     cells: dict[str, Cell] = {}
     collections: dict[str, Collection] = {}
+    key: tuple[Any, ...] = ()
+    """The primary key's values, because a row that does not exist has no others."""
     foreign: bool = False
-    """The last write came from another partition than the row's own, or from the clock: see pipeline.flow."""
+    """The last write came not from the row's own Kafka partition: see pipeline/merging.py."""
 
 
 EMPTY = RowState()
@@ -69,7 +71,7 @@ def merged(state: RowState, mutation: Mutation, listed: frozenset[str]) -> RowSt
             cell = change if column in listed or change.value is None else _without_value(change)
             kept = cells.get(column)
             cells = {**cells, column: cell if kept is None else _winner(kept, cell)}
-    after = _covered(RowState(marker, deleted, cells, collections, state.foreign))
+    after = _covered(RowState(marker, deleted, cells, collections, state.key, state.foreign))
     return state if after == state else after
 
 
@@ -85,7 +87,7 @@ def expired(state: RowState, now_us: int) -> RowState:
     marker = state.marker
     if marker is not None and marker.expires is not None and marker.expires <= now_us:
         marker = Marker(marker.ts, 0)
-    after = RowState(marker, state.deleted, cells, collections, state.foreign)
+    after = RowState(marker, state.deleted, cells, collections, state.key, state.foreign)
     return state if after == state else after
 
 
@@ -105,23 +107,25 @@ def exists(state: RowState) -> bool:
     return any(cell.value is not None for cell in _all_cells(state))
 
 
-def values_of(state: RowState, key: Mapping[str, Any], columns: Sequence[str]) -> list[Any]:
-    """The row in this order of columns, key columns from `key`; empty for a row that does not exist."""
+def values_of(state: RowState, columns: Sequence[str]) -> list[Any]:
+    """The row in this order of columns, the primary key's first; empty for a row that does not exist."""
     if not exists(state):
         return []
-    return [key[column] if column in key else _value(state, column) for column in columns]
+    return [*state.key, *(_value(state, column) for column in columns[len(state.key) :])]
 
 
 def version_of_state(state: RowState) -> str:
     """32 hex digits that grow with every merge that changes something: a measure of the state, not of how it came
     about, so that a replay gives the same. Equal only where values of one timestamp agree in their first bytes."""
     times = [max(state.deleted, 0), state.marker.ts if state.marker else 0]
-    ties = state.marker.expires or 0 if state.marker else 0
+    ties = _marker_tie(state.marker)
     for cell in state.cells.values():
         times.append(cell.ts)
         ties += _tie(cell)
     for found in state.collections.values():
-        times += [max(found.cleared, 0), max((cell.ts for _, cell in found.elements.values()), default=0)]
+        # Elements that a deletion covers leave, so that only the newest of them can count.
+        newest = max((cell.ts for _, cell in found.elements.values()), default=found.cleared)
+        times += [found.cleared, max(found.cleared, newest)]
         ties += len(found.elements) + sum(cell.value is None for _, cell in found.elements.values())
     return f"{sum(max(time, 0) for time in times) & _TIME_MASK:016x}{ties & _TIME_MASK:016x}"
 
@@ -233,7 +237,7 @@ def _covered(state: RowState) -> RowState:
     marker = state.marker
     if marker is not None and marker.ts <= gone:
         marker = Marker(gone, 0)
-    return RowState(marker, gone, cells, collections, state.foreign)
+    return RowState(marker, gone, cells, collections, state.key, state.foreign)
 
 
 def _expired_cell(cell: Cell, now_us: int) -> Cell:
@@ -285,6 +289,12 @@ def _tie(cell: Cell) -> int:
     return int.from_bytes(part, "big") & ((1 << _VALUE_BITS) - 1)
 
 
+def _marker_tie(marker: Marker | None) -> int:
+    if marker is None or marker.expires is None:
+        return 0
+    return 2 << _KIND_SHIFT if marker.expires == 0 else (1 << _KIND_SHIFT) + marker.expires // 1_000_000
+
+
 def _compared(clustering: Sequence[Any], bound: Bound, types: Sequence[str | None]) -> int:
     """-1, 0, 1 as the row's leading clustering values are below, at or above the bound's."""
     for value, limit, declared in zip(clustering, bound.values, types, strict=False):
@@ -297,8 +307,9 @@ def _compared(clustering: Sequence[Any], bound: Bound, types: Sequence[str | Non
 
 # ---- as stored
 
-_STATE_ENCODER = msgspec.msgpack.Encoder()
-_STATE_DECODER = msgspec.msgpack.Decoder(RowState)
+# JSON, because it has integers of any size.
+_STATE_ENCODER = msgspec.json.Encoder()
+_STATE_DECODER = msgspec.json.Decoder(RowState)
 _STONE_DECODER = msgspec.json.Decoder(Tombstone)
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pipeline import rows
 from pipeline.bundle import Assembly, RowKey, foresee
 from pipeline.dirty import Climb, MemberRead
+from pipeline.merging import Merging
 from pipeline.plan import Node, Plan, Values
 from pipeline.relations import Links, links_of, memberships
 from pipeline.report import BatchReport, DeadLetter
@@ -53,13 +54,16 @@ class Flow:
         limits: FlowLimits | None = None,
         together: Callable[..., Awaitable[Any]] = asyncio.gather,
         in_order: bool = False,
+        merging: Merging | None = None,
     ) -> None:
         """`together` runs coroutines at once and gives their results; the simulation brings its own. `in_order`: the
         stores carry out what is asked of them in the order of asking, over all stores, without waiting for answers.
+        `merging` is the way of wide-column tables; without it their records are refused.
         """
         self.plan, self.rows, self.relations, self.bundles = plan, row_store, relation_store, bundle_store
         self.limits = limits or FlowLimits()
         self._together, self._ordered_stores = together, in_order
+        self.merging = merging
 
     async def process(self, records: Sequence[Record]) -> BatchReport:
         """Applies records, each partition's in order. Raises Retryable when a store is away: same batch again."""
@@ -70,7 +74,19 @@ class Flow:
                 await self._truncate(part, report)
             else:
                 await self._changes(part, report)
+        if decoded.writes:
+            assert self.merging is not None, "this flow was made without the way of wide-column tables"
+            await self._relate_and_assemble(await self.merging.process(decoded.writes, report), report)
         await self._name_affected(report)
+        return report
+
+    async def expire(self, limit: int) -> BatchReport:
+        """Takes out of wide-column rows what has lived its time, in about `limit` rows: `events` says in how many."""
+        report = BatchReport()
+        if self.merging is not None:
+            changed = await self.merging.expire(limit, report)
+            report.events = len(changed)
+            await self._relate_and_assemble(changed, report)
         return report
 
     async def rebuild(self, keys: Sequence[UnitKey]) -> BatchReport:
@@ -187,7 +203,7 @@ class Flow:
     ) -> None:
         """Increment first, read second: build n holds every row whose increment came before n. `known` rows tell what
         deeper levels will need; they are read all the same, because what counts is what lies there now."""
-        if not keys:
+        if owed and not keys:
             await self._in_order(owed, report)
         for chunk in _chunks(keys, self.limits.assembly_keys):
             assembly = Assembly(self.plan, chunk)

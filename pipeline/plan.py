@@ -49,6 +49,8 @@ class TablePlan:
     types: dict[str, str] = field(default_factory=dict)
     relations: list[RelationPlan] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
+    partition_columns: int = 1
+    """How many of the key columns make up the partition key of a wide-column table."""
 
     def positions(self, columns: tuple[str, ...] | list[str]) -> tuple[int, ...]:
         return tuple(self.columns.index(column) for column in columns)
@@ -201,6 +203,7 @@ class _Compiler:
             table_name = f"{entity.source}.{entity.table}"
             topic = table_topic(entity.source, entity.table)
             plan = TablePlan(table_name, entity.source, entity.table, tuple(entity.key), topic)
+            plan.partition_columns = len(entity.partition_key) or 1
             known = self.tables.setdefault(table_name, plan)
             if known.key_columns != plan.key_columns:
                 keys = f"{list(known.key_columns)} and {list(plan.key_columns)}"

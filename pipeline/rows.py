@@ -14,8 +14,9 @@ from pipeline.report import DeadLetter, digest_of
 from pipeline.stores.store import AppliedPosition, Partition, RowWrite, StoredRow
 from schemas.envelope import decode_record
 from schemas.errors import DecodeError
-from schemas.event import ChangeEvent, Operation
+from schemas.event import ChangeEvent, Operation, Row
 from schemas.keys import key_text
+from schemas.mutation import Cell, Mutation
 from schemas.record import Record
 from schemas.topics import HEARTBEAT_PREFIX
 from schemas.types import NESTING_MAX, UnknownValue, nested_too_deep
@@ -45,10 +46,25 @@ class Truncation(msgspec.Struct, gc=False):
     commit_time_us: int
 
 
+class Write(msgspec.Struct, gc=False):
+    """A mutation of a wide-column table. `key` is the row's key text, None for a partition's or a range's deletion;
+    `partition` the partition key's, None where the table has no clustering columns."""
+
+    record: Record
+    table: TablePlan
+    key_row: Row
+    key: str | None
+    partition: str | None
+    mutation: Mutation
+    commit_time_us: int
+
+
 class Decoded(msgspec.Struct):
-    """A batch of records as changes, in order, with what could not be read set aside."""
+    """A batch of records as changes, in order, with what could not be read set aside; `writes` of wide-column tables
+    in no order that matters."""
 
     changes: list[Change | Truncation] = []
+    writes: list[Write] = []
     dead_letters: list[DeadLetter] = []
     applied: dict[Partition, AppliedPosition] = {}
 
@@ -64,7 +80,9 @@ def decode_batch(plan: Plan, records: Sequence[Record]) -> Decoded:
             if table is None:
                 raise Poison(f"topic {record.topic} belongs to no table of context {plan.spec.context}")
             event = decode_record(record, types)
-            if event is not None:
+            if event is not None and event.mutation is not None:
+                decoded.writes.append(_write_of(table, event, event.mutation, record))
+            elif event is not None:
                 change = _change_of(table, event, record)
                 if change is not None:
                     decoded.changes.append(change)
@@ -105,6 +123,27 @@ def _examine(value: Any, column: str) -> None:
         raise Poison(value.refusal(column))
     if nested_too_deep(value):
         raise Poison(f"a value that is nested more than {NESTING_MAX} levels deep")
+
+
+def _write_of(table: TablePlan, event: ChangeEvent, mutation: Mutation, record: Record) -> Write:
+    if event.table != table.table:
+        raise Poison(f"an event of table {event.table} on topic {record.topic}, which carries {table.table}")
+    key_row = event.key or {}
+    columns, leading = table.key_columns, table.key_columns[: table.partition_columns]
+    clustered = len(leading) < len(columns)
+    known = columns if mutation.scope == "row" or not clustered else leading
+    given = tuple(column for column in columns if key_row.get(column) is not None)
+    if given != known:
+        raise Poison(
+            f"the key names {', '.join(given) or 'no column'} of {table.table}, where {', '.join(known)} should be; "
+            "write the columns of the table's partition key as partition_key of the entity"
+        )
+    for cell in mutation.cells.values():
+        if isinstance(cell, Cell) and nested_too_deep(cell.value):
+            raise Poison(f"a value that is nested more than {NESTING_MAX} levels deep")
+    key = _key(table, key_row) if known == columns else None
+    partition = key_text([key_row[column] for column in leading]) if clustered else None
+    return Write(record, table, key_row, key, partition, mutation, event.commit_time_us)
 
 
 def _key(table: TablePlan, row: Mapping[str, Any] | None) -> str:

@@ -25,6 +25,10 @@ class Entity(Part):
     source: Name
     table: str = Field(description="schema-qualified, e.g. public.orders")
     key: list[Column] = Field(min_length=1, description="primary key columns, in order")
+    partition_key: list[Column] = Field(
+        default_factory=list,
+        description="Cassandra and Scylla: the leading key columns that make up the partition key; default: the first",
+    )
     types: dict[Column, str] = Field(default_factory=dict, description="declared types where the wire is ambiguous")
     filter: str | None = Field(default=None, description="only rows for which this expression is true exist here")
 

@@ -131,6 +131,9 @@ def _entity(at: Location, entity: Entity) -> Iterator[Mistake]:
         hint = f"; did you mean {'.'.join(['public', *parts][-2:])}?" if parts else ""
         yield Mistake((*at, "table"), f"{entity.table!r} is not schema.table{hint}")
     yield from _twice((*at, "key"), entity.key, "column")
+    if list(entity.partition_key) != list(entity.key[: len(entity.partition_key)]):
+        leading = list(entity.key[: len(entity.partition_key)])
+        yield Mistake((*at, "partition_key"), f"the partition key is made of the first key columns: {leading}")
     yield from _expression((*at, "filter"), entity.filter, entity.types)
     for column, declared in entity.types.items():
         problem = check_type(declared)
@@ -151,6 +154,9 @@ def _conflicts(entities: Mapping[str, Entity]) -> Iterator[Mistake]:
         if list(other.key) != list(entity.key):
             text = f"entity {other_name} has key {other.key} for the same table; give both the same"
             yield Mistake(("entities", name, "key"), text)
+        elif list(other.partition_key) != list(entity.partition_key):
+            text = f"entity {other_name} has partition_key {other.partition_key} for the same table; give both the same"
+            yield Mistake(("entities", name, "partition_key"), text)
         for column, declared in entity.types.items():
             if other.types.get(column, declared) != declared:
                 text = f"entity {other_name} declares {other.types[column]!r} for the same column; give both the same"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from schemas import debezium_postgres
+from schemas import debezium_postgres, mutation, wide_column
 from schemas.debezium_postgres import CONNECTOR, NEW_KEY_HEADER, OLD_KEY_HEADER, OWN_KEY, Types
 from schemas.debezium_values import PLACEHOLDER
 from schemas.errors import DecodeError
@@ -21,7 +21,10 @@ from schemas.wire import OWN_VERSION, SIZE_MAX, parse
 
 CONNECTOR_VERSION = f"{OWN_VERSION}0.1.0"
 
-_DECODERS = {CONNECTOR: debezium_postgres.decode_envelope}
+_DECODERS = {
+    CONNECTOR: debezium_postgres.decode_envelope,
+    **dict.fromkeys(mutation.CONNECTORS, wide_column.decode_envelope),
+}
 _encode = msgspec.json.Encoder().encode
 
 

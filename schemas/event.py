@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+if TYPE_CHECKING:
+    from schemas.mutation import Mutation
 
 Row = dict[str, Any]
 """Column name → canonical JSON value: int, float, bool, str, None, list, dict. Decimals are strings, times ISO 8601."""
@@ -54,3 +57,6 @@ class ChangeEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     new_key: Row | None = None
     position: str = ""
     message: tuple[str, bytes] | None = None
+    mutation: Mutation | None = None
+    """Of wide-column tables, instead of `row`: what was written, not what the row is. In the key of a partition's or
+    a range's deletion the clustering columns are None."""

@@ -32,6 +32,7 @@ class Source(msgspec.Struct, gc=False):
     table: str = ""
     lsn: int | None = None
     sequence: str | None = None
+    keyspace: str = ""
 
 
 class Message(msgspec.Struct, gc=False):
@@ -53,6 +54,8 @@ class Envelope(msgspec.Struct, gc=False):
     id: Any = None
     schema: msgspec.Raw = _NOTHING
     payload: msgspec.Raw = _NOTHING
+    mutation: msgspec.Raw = _NOTHING
+    """Of our own connectors for wide-column databases: see schemas/mutation.py."""
 
 
 class _Wrapped(msgspec.Struct, gc=False):

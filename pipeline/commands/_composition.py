@@ -44,7 +44,7 @@ async def propose(
 
 
 async def measure(config: Config, spec: ContextSpec, timeout_s: float) -> tuple[dict[str, FanOut], list[str]]:
-    """Fan-out by section path, from every Postgres source that answers in time; and why others gave none."""
+    """Fan-out by section path, from every source that can count and answers in time; and why others gave none."""
     names = sorted({entity.source for entity in spec.entities.values()} & set(config.sources))
     found = await asyncio.gather(*(_measure_source(config, spec, name, timeout_s) for name in names))
     fan_outs: dict[str, FanOut] = {}
@@ -55,14 +55,17 @@ async def measure(config: Config, spec: ContextSpec, timeout_s: float) -> tuple[
 
 
 async def _measure_source(config: Config, spec: ContextSpec, name: str, timeout_s: float) -> dict[str, FanOut] | str:
-    from connectors.postgres.fan_out import measure_fan_out
-    from pipeline.commands._sources import postgres_config
+    from connectors.source import MeasuringFanOut
+    from pipeline.commands._sources import configured_sources
 
-    if config.sources[name].get("connector") != "postgres":
-        return {}
     try:
+        configured = configured_sources(config, [name])[0]
+        if not configured.plugin.can(MeasuringFanOut):
+            return {}
+        source = configured.source()
+        assert isinstance(source, MeasuringFanOut), "its class can"
         async with asyncio.timeout(timeout_s):
-            return await measure_fan_out(postgres_config(config, name).dsn.get_secret_value(), spec, name)
+            return await source.measure_fan_out(spec)
     except TimeoutError:
         return f"source {name} did not answer within {timeout_s:g} s"
     except CtxpipeError as error:

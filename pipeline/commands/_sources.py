@@ -1,16 +1,16 @@
-"""What `connect`, `check` and the benchmark share: a source's configuration, Kafka's settings."""
+"""What `connect`, `check` and the benchmark share: sources as their connectors parse them, Kafka's settings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from connectors.postgres.config import PostgresConfig
     from connectors.publisher import KafkaSettings
+    from connectors.registry import Configured
     from pipeline.core.config import Config
 
 
@@ -26,15 +26,11 @@ def source_section(config: Config, name: str) -> Mapping[str, Any]:
     raise ConfigError([f"no source {name!r}; {hint}"])
 
 
-def postgres_config(config: Config, name: str) -> PostgresConfig:
-    """The section of a Postgres source, parsed; raises ConfigError for any other connector."""
-    from connectors.postgres.config import parse_config
+def configured_sources(config: Config, names: Iterable[str]) -> list[Configured]:
+    """The sections of these sources, parsed; raises ConfigError with all mistakes of all of them."""
+    from connectors.registry import configure
 
-    section = dict(source_section(config, name))
-    if section.get("connector") != "postgres":
-        known = "ctxpipe has the connectors: postgres"
-        raise ConfigError([f"sources.{name}.connector: {section.get('connector')!r} is unknown. {known}"])
-    return parse_config(name, section)
+    return configure({name: source_section(config, name) for name in names})
 
 
 def kafka_settings(config: Config) -> KafkaSettings:

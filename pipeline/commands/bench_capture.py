@@ -142,11 +142,13 @@ async def _prepare(config: PostgresConfig, kafka: KafkaSettings, connection: Any
     """Slots first, rows afterwards: both readers find the same log."""
     import asyncio
 
-    from connectors.assembly import postgres_attempts
+    from connectors.assembly import attempts
+    from connectors.postgres.plugin import PLUGIN
+    from connectors.registry import Configured
     from connectors.runtime import Runtime
 
     await connection.execute(CREATE)
-    runtime = Runtime(postgres_attempts(config, kafka))
+    runtime = Runtime(attempts(Configured(PLUGIN, config), kafka))
     task = asyncio.create_task(runtime.run())
     await _until(lambda: runtime.statistics.acknowledged >= 2, task)
     runtime.stop()
@@ -213,10 +215,12 @@ async def _capture(config: PostgresConfig, kafka: KafkaSettings, rows: int) -> t
     import asyncio
     import time
 
-    from connectors.assembly import postgres_attempts
+    from connectors.assembly import attempts
+    from connectors.postgres.plugin import PLUGIN
+    from connectors.registry import Configured
     from connectors.runtime import Runtime
 
-    runtime = Runtime(postgres_attempts(config, kafka))
+    runtime = Runtime(attempts(Configured(PLUGIN, config), kafka))
     task = asyncio.create_task(runtime.run())
     await _until(lambda: runtime.statistics.records_read > 0, task)
     before, busy, started = runtime.statistics.records_read, time.process_time(), time.perf_counter()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from connectors.postgres.config import PostgresConfig
-    from connectors.source import Finding
+    from connectors.registry import Configured
+    from connectors.source import Finding, Source
     from pipeline.composition import Choice
     from pipeline.core.config import Config
     from schemas.context import ContextSpec
@@ -50,14 +50,13 @@ def command(source: str | None, as_json: bool, config_path: str) -> None:
 async def _check(
     config: Config, contexts: Mapping[str, ContextSpec], names: list[str]
 ) -> tuple[list[Finding], list[dict[str, Any]]]:
-    from pipeline.commands._sources import postgres_config
-    from schemas.topics import table_topic
+    from pipeline.commands._sources import configured_sources
 
-    sources = [postgres_config(config, name) for name in names]
+    sources = configured_sources(config, names)
     checked = {source.name: await _check_source(source, contexts) for source in sources}
     concerned = [spec for spec in contexts.values() if {entity.source for entity in spec.entities.values()} & {*names}]
     costs = await _costs(config, concerned) if all(map(_reached, checked.values())) else []
-    kafka = await _check_kafka(config, [table_topic(one.name, table) for one in sources for table in one.tables])
+    kafka = await _check_kafka(config, [topic for one in sources for topic in one.topics()])
     for source in sources:
         if _reached(checked[source.name]) and _reached(kafka):
             checked[source.name] += await _check_position(config, source)
@@ -70,32 +69,57 @@ def _reached(findings: Iterable[Finding]) -> bool:
     return all(finding.severity != UNREACHABLE for finding in findings)
 
 
-async def _check_source(source: PostgresConfig, contexts: Mapping[str, ContextSpec]) -> list[Finding]:
-    from connectors.postgres.checks import CheckedPostgres
+async def _check_source(configured: Configured, contexts: Mapping[str, ContextSpec]) -> list[Finding]:
     from connectors.source import Finding
     from pipeline.core.errors import EnvironmentProblem, Retryable
 
+    if configured.plugin.source is None:
+        message = f"{configured.plugin.name}: its topics are filled by others; there is nothing to examine"
+        return [Finding("ok", f"source {configured.name}", message)]
+    source = configured.source()
     try:
-        findings = await CheckedPostgres(source).check()
-        findings += await _check_contexts(source, contexts.values())
+        findings = await _check_itself(configured, source)
+        findings += await _check_contexts(configured, source, contexts.values())
     except (Retryable, EnvironmentProblem) as error:
-        return [Finding(UNREACHABLE, f"source {source.name}", str(error))]
-    return [Finding(f.severity, f"{source.name}: {f.subject}", f.message, f.mend) for f in findings]
+        return [Finding(UNREACHABLE, f"source {configured.name}", str(error))]
+    finally:
+        await source.close()
+    return _named(configured, findings)
 
 
-async def _check_position(config: Config, source: PostgresConfig) -> list[Finding]:
-    """What `connect` would refuse: the position that Kafka has, and a slot that no longer serves it."""
+async def _check_itself(configured: Configured, source: Source) -> list[Finding]:
+    from connectors.source import Checking, Finding
+
+    if isinstance(source, Checking):
+        return await source.check()
+    message = f"connector {configured.plugin.name} can't be examined before it runs"
+    return [Finding("note", "check", message)]
+
+
+async def _check_position(config: Config, configured: Configured) -> list[Finding]:
+    """What `connect` would refuse: the position that Kafka has, and a source that can't go on there."""
     from connectors.positions import stored_position
-    from connectors.postgres.checks import check_position
-    from connectors.source import Finding
+    from connectors.source import Finding, PositionChecking
     from pipeline.commands._sources import kafka_settings
     from pipeline.core.errors import Fatal, Retryable
 
+    if not configured.plugin.can(PositionChecking):
+        return []
+    source = configured.source()
     try:
-        findings = await check_position(source, await stored_position(source.name, kafka_settings(config)))
+        position = await stored_position(configured.name, kafka_settings(config))
+        findings = await source.check_position(position) if isinstance(source, PositionChecking) else []
     except (Retryable, Fatal) as error:
         findings = [Finding("unfit", "position", str(error))]
-    return [Finding(f.severity, f"{source.name}: {f.subject}", f.message, f.mend) for f in findings]
+    finally:
+        await source.close()
+    return _named(configured, findings)
+
+
+def _named(configured: Configured, findings: Iterable[Finding]) -> list[Finding]:
+    from connectors.source import Finding
+
+    return [Finding(f.severity, f"{configured.name}: {f.subject}", f.message, f.mend) for f in findings]
 
 
 async def _check_version(config: Config, spec: ContextSpec) -> Finding:
@@ -119,31 +143,43 @@ async def _check_version(config: Config, spec: ContextSpec) -> Finding:
     return Finding("ok", subject, f"version {spec.version}: {state}")
 
 
-async def _check_contexts(source: PostgresConfig, specs: Iterable[ContextSpec]) -> list[Finding]:
-    """Every table and column that a context takes from this source exists and is captured."""
-    from connectors.postgres.checks import missing_column, table_columns
-    from connectors.source import Finding
+async def _check_contexts(configured: Configured, source: Source, specs: Iterable[ContextSpec]) -> list[Finding]:
+    """Every table and column that a context takes from this source exists and is captured, as far as it can tell."""
+    from connectors.source import Describing, Finding
     from schemas.context_file import column_uses
+    from schemas.topics import table_topic
 
     findings = []
+    topics = configured.topics()
     for spec in specs:
-        entities = {name: entity for name, entity in spec.entities.items() if entity.source == source.name}
+        entities = {name: entity for name, entity in spec.entities.items() if entity.source == configured.name}
         uses = column_uses(spec)
-        columns = await table_columns(source, sorted({entity.table for entity in entities.values()}))
+        tables = sorted({entity.table for entity in entities.values()})
+        columns = await source.describe(tables) if isinstance(source, Describing) else dict.fromkeys(tables)
         for name, entity in entities.items():
             existing = columns[entity.table]
-            if entity.table not in source.tables:
-                mend = f"Add it to sources.{source.name}.tables, or mend the context."
+            if table_topic(configured.name, entity.table) not in topics:
+                mend = f"Add it to sources.{configured.name}.tables, or mend the context."
                 findings.append(
                     Finding("unfit", entity.table, f"context {spec.context} needs it, it is not captured", mend)
                 )
             elif existing is not None:
                 findings += [
-                    missing_column(entity.table, column, existing, [f"{spec.context}: {place}" for place in places])
+                    _missing_column(entity.table, column, existing, [f"{spec.context}: {place}" for place in places])
                     for column, places in uses.get(name, {}).items()
                     if column not in existing
                 ]
     return findings
+
+
+def _missing_column(table: str, column: str, existing: list[str], places: list[str]) -> Finding:
+    from difflib import get_close_matches
+
+    from connectors.source import Finding
+
+    near = get_close_matches(column, existing, 1)
+    hint = f"Did you mean {near[0]}?" if near else f"It has {', '.join(existing)}."
+    return Finding("unfit", f"{table}.{column}", f"does not exist; used by {'; '.join(places)}", hint)
 
 
 async def _costs(config: Config, contexts: Iterable[ContextSpec]) -> list[dict[str, Any]]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from connectors.postgres.config import PostgresConfig
-    from connectors.postgres.snapshot import Progress
     from connectors.publisher import KafkaSettings
+    from connectors.registry import Configured
     from connectors.runtime import Runtime
+    from connectors.source import ShowProgress
 
 PROGRESS_INTERVAL_S = 5.0
 
@@ -29,21 +29,20 @@ def command(
 ) -> None:
     """Bring the changes of SOURCE into Kafka until SIGTERM or Ctrl-C.
 
-    The first start creates slot and publication and reads all rows. Exit code 0: stopped as asked; 3: something has to
+    The first start prepares what the connector needs in the source (slot and publication of Postgres) and reads all
+    rows. Exit code 0: stopped as asked; 3: something has to
     be mended first, and the message says what.
     """
     import asyncio
 
-    from pipeline.commands._sources import kafka_settings, postgres_config, source_section
+    from pipeline.commands._sources import configured_sources, kafka_settings
     from pipeline.core.config import load
 
     if bool(source) == every:
         raise click.UsageError("give one source, or --all")
     config = load(config_path)
     names = sorted(config.sources) if source is None else [source]
-    for name in names:
-        source_section(config, name)
-    parsed = [postgres_config(config, name) for name in names]
+    parsed = configured_sources(config, names)
     if table is not None:
         asyncio.run(_request_snapshot(parsed[0], table))
         click.echo(f"{table} will be read again by the running connector of {names[0]}")
@@ -51,25 +50,30 @@ def command(
     asyncio.run(_run(parsed, kafka_settings(config), reset, metrics_port))
 
 
-async def _request_snapshot(config: PostgresConfig, table: str) -> None:
-    from connectors.postgres.source import PostgresSource
+async def _request_snapshot(configured: Configured, table: str) -> None:
+    from connectors.source import Snapshotting
     from pipeline.core.errors import ConfigError
+    from schemas.topics import table_topic
 
-    if table not in config.tables:
-        raise ConfigError([f"source {config.name} does not capture {table!r}; it captures {', '.join(config.tables)}"])
-    source = PostgresSource(config)
+    name, topics = configured.name, configured.topics()
+    source = configured.source()
+    if not isinstance(source, Snapshotting):
+        raise ConfigError([f"source {name}: connector {configured.plugin.name} can't read a table again while it runs"])
+    if table_topic(name, table) not in topics:
+        captured = ", ".join(topic.removeprefix(f"{name}.") for topic in topics)
+        raise ConfigError([f"source {name} does not capture {table!r}; it captures {captured}"])
     try:
         await source.request_snapshot(table)
     finally:
         await source.close()
 
 
-async def _run(configs: list[PostgresConfig], kafka: KafkaSettings, reset: bool, metrics_port: int | None) -> None:
+async def _run(configs: list[Configured], kafka: KafkaSettings, reset: bool, metrics_port: int | None) -> None:
     """All sources at once; the first that ends for good ends the others, gracefully."""
     import asyncio
     import signal
 
-    from connectors.assembly import postgres_attempts, store_reset
+    from connectors.assembly import attempts, store_reset
     from connectors.reporting import report
     from connectors.runtime import Runtime, RuntimeSettings
     from pipeline.core import logging as logs
@@ -84,7 +88,7 @@ async def _run(configs: list[PostgresConfig], kafka: KafkaSettings, reset: bool,
     if reset:
         for config in configs:
             await store_reset(config, kafka)
-    runtimes = [Runtime(postgres_attempts(config, kafka, progress), settings) for config in configs]
+    runtimes = [Runtime(attempts(config, kafka, progress), settings) for config in configs]
 
     def stop() -> None:
         for runtime in runtimes:
@@ -118,14 +122,14 @@ async def _until_all_ended(tasks: list[Any], runtimes: list[Runtime]) -> None:
             raise result
 
 
-def _progress() -> Progress:
+def _progress() -> ShowProgress:
     """A bar per table on a terminal, a log line now and then elsewhere."""
     import sys
 
     return _bars() if sys.stderr.isatty() else _lines()
 
 
-def _bars() -> Progress:
+def _bars() -> ShowProgress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
@@ -152,7 +156,7 @@ def _bars() -> Progress:
     return show
 
 
-def _lines() -> Progress:
+def _lines() -> ShowProgress:
     import logging
     import time
 

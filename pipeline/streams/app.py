@@ -20,6 +20,7 @@ from pipeline.stores.store import MarkStore
 from pipeline.streams.agents import BatchRunner, Handle
 from pipeline.streams.backoff import Backoff
 from pipeline.streams.ending import end_process
+from pipeline.streams.expiry import expire_values
 from pipeline.streams.handler import BatchHandler, Stages
 from pipeline.streams.lanes import LaneLimits
 from pipeline.streams.offsets import MarkKeeper
@@ -60,6 +61,8 @@ class OpenContext:
     marks: MarkStore
     promote: Callable[[], Awaitable[None]]
     close: Callable[[], Awaitable[None]]
+    expire: Callable[[int], Awaitable[BatchReport]] | None = None
+    """Takes out of wide-column rows what has lived its time; None where there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +197,7 @@ def build_app(stream: ContextStream, settings: StreamSettings) -> ContextApp:
     _add_agents(app)
     app.task(partial(watch_progress, app))
     app.task(partial(promote_when_caught_up, app))
+    app.task(partial(expire_values, app))
     return app
 
 

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from pipeline.composition import adopted
+from pipeline.core.clock import SystemClock
 from pipeline.core.errors import ConfigError, CtxpipeError
 from pipeline.flow import Flow
+from pipeline.merging import Merging
 from pipeline.plan import compile_plan
 from pipeline.report import BatchReport
 from pipeline.stores.redis_store import context_settings, open_stores
@@ -57,14 +59,15 @@ def context_stream(
             await stores.close()
             raise
         plan = compile_plan(spec, composition, config.mask_key)
-        flow = Flow(plan, stores.rows, stores.relations, stores.bundles, in_order=stores.in_order)
+        merging = Merging(plan, stores.cells, SystemClock().now_us)
+        flow = Flow(plan, stores.rows, stores.relations, stores.bundles, in_order=stores.in_order, merging=merging)
 
         async def promote() -> None:
             if (await stores.serving.restore(spec, composition)).composition != composition:
                 end_stuck("Redis lost its memory, and workers that started since compose the sections differently")
             await stores.serving.promote(spec.version)
 
-        return OpenContext(flow, stores.marks, promote, stores.close)
+        return OpenContext(flow, stores.marks, promote, stores.close, flow.expire)
 
     return ContextStream(spec.context, spec.version, topics, open_context, on_report)
 

@@ -86,6 +86,13 @@ class BatchHandler:
 
         await self._handle(batches, work)
 
+    async def expire(self, work: Callable[[int], Awaitable[BatchReport]], limit: int) -> int:
+        """Values that have lived their time leave their rows; in how many rows."""
+        report = await self._persistently((), lambda: work(limit))
+        if report.fan_out:
+            await self._persistently((), lambda: self._outlet.publish(report))
+        return report.events
+
     async def _handle(self, batches: Sequence[RecordBatch], work: Callable[[], Awaitable[BatchReport]]) -> None:
         started_s = self._clock.monotonic_s()
         report = await self._persistently(batches, work)
@@ -126,6 +133,8 @@ class BatchHandler:
 
 
 def _places(batches: Sequence[RecordBatch]) -> str:
+    if not batches:
+        return "what has lived its time"
     topic, partition = batches[0].partition
     return f"{topic}/{partition}" + (f" and {len(batches) - 1} more" if len(batches) > 1 else "")
 
