@@ -6,41 +6,46 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 from connectors.positions import KafkaPositions
-from connectors.postgres.config import PostgresConfig
-from connectors.postgres.snapshot import Progress
-from connectors.postgres.source import PostgresSource, reset_position
 from connectors.publisher import KafkaSettings, Publisher, TopicPlan
+from connectors.registry import Configured
 from connectors.runtime import Attempt
-from pipeline.core.errors import EnvironmentProblem, Retryable
+from connectors.source import Progressing, Resetting, ShowProgress, Source, Topics
+from pipeline.core.errors import ConfigError, EnvironmentProblem, Retryable
 from schemas.topics import positions_topic
 
 
-def postgres_publisher(source: PostgresSource, kafka: KafkaSettings) -> Publisher:
-    """A publisher that will create the source's topics."""
-    plan = TopicPlan(source.table_topics(), source.other_topics(), [positions_topic(source.name)])
-    return Publisher(source.name, kafka, plan)
+def publisher_of(name: str, source: Source, kafka: KafkaSettings) -> Publisher:
+    """A publisher that will create the topics that the source tells."""
+    tables, others = (source.table_topics(), source.other_topics()) if isinstance(source, Topics) else ([], [])
+    return Publisher(name, kafka, TopicPlan(tables, others, [positions_topic(name)]))
 
 
-def postgres_attempts(
-    config: PostgresConfig, kafka: KafkaSettings, progress: Progress | None = None
+def attempts(
+    configured: Configured, kafka: KafkaSettings, progress: ShowProgress | None = None
 ) -> Callable[[], Awaitable[Attempt]]:
     """For Runtime: fresh objects for each attempt."""
 
     async def make() -> Attempt:
-        source = PostgresSource(config, progress)
-        publisher = postgres_publisher(source, kafka)
-        return Attempt(source, publisher, KafkaPositions(config.name, publisher))
+        source = configured.source()
+        if progress is not None and isinstance(source, Progressing):
+            source.show_progress(progress)
+        publisher = publisher_of(configured.name, source, kafka)
+        return Attempt(source, publisher, KafkaPositions(configured.name, publisher))
 
     return make
 
 
-async def store_reset(config: PostgresConfig, kafka: KafkaSettings) -> None:
-    """Makes the next start begin anew; see postgres.source.reset_position."""
-    publisher = postgres_publisher(PostgresSource(config), kafka)
+async def store_reset(configured: Configured, kafka: KafkaSettings) -> None:
+    """Makes the next start begin anew; see Resetting. Raises ConfigError for a connector that can't."""
+    source = configured.source()
+    if not isinstance(source, Resetting):
+        text = f"sources.{configured.name}: connector {configured.plugin.name} can't begin anew by --reset"
+        raise ConfigError([text])
+    publisher = publisher_of(configured.name, source, kafka)
     try:
         with retryable_is_fatal():
             await publisher.start()
-        await KafkaPositions(config.name, publisher).save(reset_position())
+        await KafkaPositions(configured.name, publisher).save(source.reset_position())
     finally:
         await publisher.stop()
 

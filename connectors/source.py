@@ -6,10 +6,14 @@ backpressure, where to resume, metrics. Optional abilities are protocols of thei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
+
+if TYPE_CHECKING:
+    from schemas.context import ContextSpec
+    from schemas.fan_out import FanOut
 
 Position = dict[str, Any]
 """Where to resume: a JSON object that only its source understands. The runtime stores it and hands it back."""
@@ -149,3 +153,48 @@ class Snapshotting(Protocol):
 
     async def request_snapshot(self, table: str) -> None:
         """Asks the running connector of this source, in whatever process, to snapshot `table`. Returns at once."""
+
+
+@runtime_checkable
+class Resetting(Protocol):
+    """A source that can begin anew: what `ctxpipe connect --reset` needs."""
+
+    def reset_position(self) -> Position:
+        """What is stored in place of the position: `open` then forgets what the server keeps for us, tells consumers
+        to drop all rows and reads everything again."""
+
+
+@runtime_checkable
+class PositionChecking(Protocol):
+    """A source that can tell beforehand whether it would go on at a position."""
+
+    async def check_position(self, position: Position | None) -> list[Finding]:
+        """As `open` would judge, without changing anything; None: none is stored. Raises Retryable or Fatal."""
+
+
+@runtime_checkable
+class Describing(Protocol):
+    """A source that knows the columns of its tables, so that a context which names others is found out before."""
+
+    async def describe(self, tables: Sequence[str]) -> dict[str, list[str] | None]:
+        """Captured columns by table; None for a table that does not exist. Raises as `check`."""
+
+
+@runtime_checkable
+class MeasuringFanOut(Protocol):
+    """A source that can count how many rows show a row of another table."""
+
+    async def measure_fan_out(self, spec: ContextSpec) -> dict[str, FanOut]:
+        """By the path of each section of the context that this source alone can answer. Raises as `check`."""
+
+
+ShowProgress = Callable[[str, int, int], None]
+"""Called with a table, its rows read so far and about how many there are."""
+
+
+@runtime_checkable
+class Progressing(Protocol):
+    """A source whose snapshots are worth a progress bar."""
+
+    def show_progress(self, show: ShowProgress) -> None:
+        """Called before `open`."""

@@ -202,13 +202,6 @@ async def _slot(catalog: Catalog, config: PostgresConfig) -> list[Finding]:
     return [Finding(severity, subject, f"{slot.state}, {reading}")]
 
 
-def missing_column(table: str, column: str, existing: list[str], places: list[str]) -> Finding:
-    """A column that a context uses and the table lacks."""
-    near = get_close_matches(column, existing, 1)
-    hint = f"Did you mean {near[0]}?" if near else f"It has {', '.join(existing)}."
-    return Finding("unfit", f"{table}.{column}", f"does not exist; used by {'; '.join(places)}", hint)
-
-
 class CheckedPostgres:
     """Implements Checking for a configuration."""
 
