@@ -57,7 +57,7 @@ CLIENTS = {
     "kafka": (),
     "asyncpg": ("connectors.postgres", "deploy"),
     "psycopg": ("connectors.postgres", "deploy"),
-    "cassandra": ("connectors.cassandra", "connectors.scylla", "deploy"),
+    "cassandra": ("connectors.cql", "deploy"),
     "starlette": ("pipeline.lookup",),
     "uvicorn": ("pipeline.lookup", "pipeline.commands"),
     "click": ("pipeline.cli", "pipeline.commands", "deploy"),
