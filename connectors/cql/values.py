@@ -50,8 +50,8 @@ def canonical(value: bytes | None, cql_type: CqlType) -> Any:
     """The canonical JSON value. Raises UnknownType.
 
     int, float, bool and text as they are (NaN, Infinity, -Infinity as text); decimals as text, varints as integers
-    where 64 bits hold them; ISO times, UTC with Z; uuid and inet as text; blobs as base64; durations as ISO 8601; lists,
-    sets (in Cassandra's order), tuples and vectors as lists; maps and user-defined types as objects.
+    where 64 bits hold them; ISO times, UTC with Z; uuid and inet as text; blobs as base64; durations as ISO 8601;
+    lists, sets (in Cassandra's order), tuples and vectors as lists; maps and user-defined types as objects.
     """
     return None if value is None else decoder(cql_type)(value)
 
