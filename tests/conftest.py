@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from deploy.local import install
+from deploy.local.cassandra import CassandraServer
 from deploy.local.kafka import KafkaServer
 from deploy.local.postgres import PostgresServer
 from deploy.local.redis import RedisCluster, RedisServer
+from tests.support.cassandra import start_cassandra
 from tests.support.servers import (
     FAST_POSTGRES,
     LocalRoot,
@@ -24,6 +26,11 @@ from tests.support.servers import (
 )
 
 _database_numbers = itertools.count(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The fixture conformance_kafka below is ours: the kit needs to look for none."""
+    config.option.conformance_kafka = "own"
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +56,12 @@ def kafka_bootstrap(servers: SharedServers) -> str:
 
 
 @pytest.fixture(scope="session")
+def conformance_kafka(kafka_bootstrap: str) -> str:
+    """The conformance kit takes the shared Kafka, too."""
+    return kafka_bootstrap
+
+
+@pytest.fixture(scope="session")
 def postgres_server(servers: SharedServers) -> str:
     """The superuser's address of the shared Postgres; most tests want `postgres_dsn`."""
     return servers.postgres()
@@ -59,6 +72,12 @@ def postgres_dsn(postgres_server: str) -> Iterator[str]:
     """A fresh database; dropped after the test with its connections and replication slots."""
     with fresh_database(postgres_server, f"test_{os.getpid()}_{next(_database_numbers)}") as dsn:
         yield dsn
+
+
+@pytest.fixture(scope="session")
+def cassandra_server(local_root: LocalRoot) -> CassandraServer:
+    """The shared Cassandra 5; take keyspaces of your own (tests.support.cassandra.fresh_keyspace)."""
+    return start_cassandra(local_root)
 
 
 @pytest.fixture
