@@ -19,17 +19,16 @@ from pipeline import sortable
 from pipeline.composition import default_composition
 from pipeline.core.errors import ConfigError
 from pipeline.counters import COUNT_OFFSET, ROWS, counter_field
+from pipeline.joins import JoinText, join_text
 from pipeline.masks import mask
 from schemas.bundle import ROOT_UNIT
 from schemas.context import Aggregate, ContextSpec, FieldSpec, Section
 from schemas.expression import compile_expression
-from schemas.keys import key_part, key_text
 from schemas.topics import table_topic
-from schemas.types import NESTING_MAX, nested_too_deep
+from schemas.types import NESTING_MAX, is_decimal, nested_too_deep
 
 Values = list[Any]
 Predicate = Callable[[Values], bool]
-JoinText = Callable[[Values], str | None]
 Getter = Callable[[Values], Any]
 
 _INTEGER_MAX = 1 << 64
@@ -47,6 +46,8 @@ class TablePlan:
     topic: str
     columns: tuple[str, ...] = ()
     types: dict[str, str] = field(default_factory=dict)
+    decimals: frozenset[str] = frozenset()
+    """Columns declared as decimals: in keys and joins 1, 1.0 and 1.00 are one value, as SQL compares them."""
     relations: list[RelationPlan] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     partition_columns: int = 1
@@ -85,11 +86,12 @@ class CounterPlan:
 
 @dataclass(slots=True)
 class RelationPlan:
-    """Rows of one table by join value. `place` is its position in the table's links."""
+    """Rows of one table by join value. `place` is its position in the table's links; `decimals` as in join_text."""
 
     index: int
     place: int
     columns: tuple[int, ...]
+    decimals: tuple[bool, ...]
     join: JoinText
     accept: Predicate | None = None
     orders: tuple[OrderPlan, ...] = ()
@@ -213,6 +215,7 @@ class _Compiler:
             table = self.tables[table_name]
             rest = sorted(columns - set(table.key_columns))
             table.columns = (*table.key_columns, *rest)
+            table.decimals = frozenset(column for column, declared in table.types.items() if is_decimal(declared))
 
     def _table(self, entity_name: str) -> TablePlan:
         entity = self.spec.entities[entity_name]
@@ -250,30 +253,34 @@ class _Compiler:
                 break
         parent_columns = tuple(section.on[column] for column in own)
         positions = parents.positions(parent_columns)
-        node.join = join_text(positions)
-        node.by_key = section.kind == "one" and tuple(own) == node.table.key_columns
+        # Declared on one side is enough. A key text stands in for the join value only where it is spelt the same.
+        theirs = tuple(column in parents.decimals for column in parent_columns)
+        ours = tuple(column in node.table.decimals for column in own)
+        decimals = tuple(map(operator.or_, ours, theirs))
+        node.join = join_text(positions, decimals)
+        node.by_key = section.kind == "one" and tuple(own) == node.table.key_columns and ours == decimals
         if not node.by_key:
-            node.relation = self._relation(node, own, section)
-        if not node.linked and parent_columns != parents.key_columns:
-            node.parent_relation = self._plain_relation(parents, positions)
+            node.relation = self._relation(node, own, decimals, section)
+        if not node.linked and (parent_columns != parents.key_columns or theirs != decimals):
+            node.parent_relation = self._plain_relation(parents, positions, decimals)
 
-    def _plain_relation(self, table: TablePlan, columns: tuple[int, ...]) -> RelationPlan:
+    def _plain_relation(self, table: TablePlan, columns: tuple[int, ...], decimals: tuple[bool, ...]) -> RelationPlan:
         for relation in table.relations:
-            if relation.plain and relation.columns == columns:
+            if relation.plain and relation.columns == columns and relation.decimals == decimals:
                 return relation
-        plan = RelationPlan(len(self.relations), len(table.relations), columns, join_text(columns))
-        return self._register(table, plan)
+        join = join_text(columns, decimals)
+        return self._register(table, RelationPlan(len(self.relations), len(table.relations), columns, decimals, join))
 
     def _register(self, table: TablePlan, relation: RelationPlan) -> RelationPlan:
         self.relations.append(relation)
         table.relations.append(relation)
         return relation
 
-    def _relation(self, node: Node, own: list[str], section: Section) -> RelationPlan:
+    def _relation(self, node: Node, own: list[str], decimals: tuple[bool, ...], section: Section) -> RelationPlan:
         table = node.table
         columns = table.positions(own)
-        place = len(table.relations)
-        relation = RelationPlan(len(self.relations), place, columns, join_text(columns), node.accept)
+        place, join = len(table.relations), join_text(columns, decimals)
+        relation = RelationPlan(len(self.relations), place, columns, decimals, join, node.accept)
         if section.aggregates:
             relation.group = table.positions(section.group_by)
             self._aggregates(node, relation, section)
@@ -456,17 +463,3 @@ def _walk(sections: Mapping[str, Section], entity: str) -> Iterator[tuple[Sectio
     for section in sections.values():
         yield section, entity
         yield from _walk(section.sections, section.entity)
-
-
-def join_text(positions: tuple[int, ...]) -> JoinText:
-    """Gives a row's join value as key text; None when a part is null, which joins with nothing."""
-    if len(positions) == 1:
-        (position,) = positions
-        return lambda values: None if values[position] is None else key_part(values[position])
-    pick = operator.itemgetter(*positions)
-
-    def join(values: Values) -> str | None:
-        parts = pick(values)
-        return None if None in parts else key_text(parts)
-
-    return join

@@ -15,7 +15,7 @@ from pipeline.stores.store import AppliedPosition, Partition, RowWrite, StoredRo
 from schemas.envelope import decode_record
 from schemas.errors import DecodeError
 from schemas.event import ChangeEvent, Operation, Row
-from schemas.keys import key_text
+from schemas.keys import key_text, plain_decimal
 from schemas.mutation import Cell, Mutation
 from schemas.record import Record
 from schemas.topics import HEARTBEAT_PREFIX
@@ -150,7 +150,11 @@ def _key(table: TablePlan, row: Mapping[str, Any] | None) -> str:
     try:
         if row is None:
             raise KeyError(", ".join(table.key_columns))
-        return key_text([row[column] for column in table.key_columns])
+        decimals = table.decimals
+        if not decimals:
+            return key_text([row[column] for column in table.key_columns])
+        named = [(column, row[column]) for column in table.key_columns]
+        return key_text([plain_decimal(value) if column in decimals else value for column, value in named])
     except KeyError as error:
         raise Poison(f"the record's key lacks column {error.args[0]}, part of the key of {table.table}") from error
 

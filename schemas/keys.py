@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from schemas.types import is_decimal
+
+if TYPE_CHECKING:
+    from schemas.context import ContextSpec
+
 _PLAIN_FLOATS_MAX = 1e15
 """From here on Postgres prints an exponent."""
+_FRACTION = re.compile(r"-?(0|[1-9]\d*)\.\d+", re.ASCII)
 
 
 def key_text(values: Iterable[Any]) -> str:
@@ -23,6 +30,32 @@ def key_text(values: Iterable[Any]) -> str:
 def split_key_text(text: str) -> list[str]:
     """The parts of a key text, unescaped, each as text."""
     return [part.replace("%7C", "|").replace("%25", "%") for part in text.split("|")]
+
+
+def plain_decimal(value: Any) -> Any:
+    """Decimal text without the zeros that end its fraction, so that what SQL calls equal is spelt the same: 1.00 is 1.
+    For columns that hold decimals; the rest stays as it is, also text that only looks like a number (007)."""
+    if value.__class__ is not str or _FRACTION.fullmatch(value) is None:
+        return value
+    text = value.rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text
+
+
+def root_key_texts(spec: ContextSpec, texts: Sequence[str]) -> list[str]:
+    """Key texts as somebody wrote them → as bundles are named: alike only where key columns are declared decimals."""
+    root = spec.entities[spec.root]
+    same = [entity for entity in spec.entities.values() if (entity.source, entity.table) == (root.source, root.table)]
+    decimals = [any(is_decimal(entity.types.get(column)) for entity in same) for column in root.key]
+    if not any(decimals):
+        return list(texts)
+    return [_respelt(text, decimals) for text in texts]
+
+
+def _respelt(text: str, decimals: Sequence[bool]) -> str:
+    parts = split_key_text(text)
+    if len(parts) != len(decimals):
+        return text
+    return key_text([plain_decimal(part) if decimal else part for part, decimal in zip(parts, decimals, strict=True)])
 
 
 def key_part(value: Any) -> str:

@@ -71,6 +71,11 @@ def scale_of(declared: str) -> int | None:
     return int(found.group(2)) if found else None
 
 
+def is_decimal(declared: str | None) -> bool:
+    """Whether a column is declared to hold exact decimals, which travel as text."""
+    return declared is not None and declared.startswith(("decimal", "numeric")) and not declared.endswith("[]")
+
+
 def length_of(declared: str) -> int | None:
     """The length of `bits(length)`; None where it isn't given."""
     found = _BITS.fullmatch(declared)

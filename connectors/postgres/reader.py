@@ -108,7 +108,7 @@ class PostgresReader:
         condition, parameters = _condition(table, known, match)
         names = [*match, *group_by]
         shown = [sql.Identifier(name) for name in names]
-        texts = [_text(name) for name in names]
+        texts = [_text(name) for name in [*_spelt(known, match), *group_by]]
         measured = [_measure(known, *measure) for measure in measures]
         query = sql.SQL("SELECT {} FROM {} WHERE {} GROUP BY {}").format(
             sql.SQL(", ").join([*shown, *measured]),
@@ -234,11 +234,16 @@ def _select(
         terms = sql.SQL(" ORDER BY ") + sql.SQL(", ").join([_order_term(table, known, text) for text in order])
     if limit is None or not match:
         return sql.SQL("SELECT {} FROM {} WHERE {}{}").format(shown, source, condition, terms)
-    parts = sql.SQL(", ").join([part for column in match for part in (sql.Identifier(column), _text(column))])
+    parts = sql.SQL(", ").join([*map(sql.Identifier, match), *map(_text, _spelt(known, match))])
     return sql.SQL(
         "SELECT {shown} FROM (SELECT *, row_number() OVER (PARTITION BY {parts}{terms}) AS ctxpipe_rank "
         "FROM {source} WHERE {where}) AS ranked WHERE ctxpipe_rank <= {limit} ORDER BY ctxpipe_rank"
     ).format(shown=shown, parts=parts, terms=terms, source=source, where=condition, limit=sql.Literal(limit))
+
+
+def _spelt(known: Mapping[str, _Column], match: Match) -> list[str]:
+    """Columns whose join values differ where their texts do; of numeric, 1.0 and 1.00 are one."""
+    return [column for column in match if known[column].type_name != "numeric"]
 
 
 def _known(table: str, known: Mapping[str, _Column], column: str) -> str:

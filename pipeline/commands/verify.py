@@ -94,6 +94,7 @@ async def verify_context(
     from pipeline.core.errors import ConfigError
     from pipeline.ops.oracle import Oracle
     from pipeline.ops.verify import Verifier
+    from schemas.keys import root_key_texts
 
     async with AsyncExitStack() as stack:
         answers = await open_context(config, spec, version=version, changes_allowed=False)
@@ -108,7 +109,8 @@ async def verify_context(
         oracle = await Oracle.create(answers.spec, readers, config.mask_key)
         for hint in oracle.hints:
             click.echo(f"note: {hint}", err=True)
-        settings = replace(settings, topics=await _topics(config, answers.spec))
+        keys = tuple(root_key_texts(answers.spec, settings.keys))
+        settings = replace(settings, keys=keys, topics=await _topics(config, answers.spec))
         result = await Verifier(oracle, answers, readers, SystemClock(), settings, progress).run()
         return replace(result, version=answers.spec.version)
 

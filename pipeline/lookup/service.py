@@ -15,6 +15,7 @@ from pipeline.lookup.answer import Answer, Status
 from pipeline.lookup.compose import splice
 from pipeline.stores.store import AppliedPosition, BundleReader, Fetched, Partition
 from schemas.context import ContextSpec
+from schemas.keys import root_key_texts
 
 KEY_CHARACTERS_MAX = 1024
 KEYS_MAX = 1000
@@ -91,7 +92,7 @@ class LookupService:
         try:
             async with asyncio.timeout(budget_ms / 1000):
                 await self._refresh_applied(served)
-                fetched = await served.reader.fetch(list(keys))
+                fetched = await served.reader.fetch(root_key_texts(served.spec, keys))
         except (TimeoutError, Retryable) as error:
             return self._without_store(served, keys, error, budget_ms)
         return [self._answer(served, key, found) for key, found in zip(keys, fetched, strict=True)]

@@ -11,7 +11,7 @@ from pipeline.ops.levels import Level, Row
 from pipeline.ops.reader import NUMBER_TYPES, Aggregating, Match, Measure, Values
 from pipeline.ops.sorting import number_of, sort_key
 from schemas.context import Aggregate
-from schemas.keys import key_text
+from schemas.keys import key_text, plain_decimal
 
 Partial = Any
 """What one aggregate came to in one group: a count; (sum, count of numbers); or a value."""
@@ -63,7 +63,7 @@ async def _counted(level: Level, reader: Aggregating, match: Match) -> Groups:
     for on_values, group_values, values in await reader.totals(level.entity.table, match, section.group_by, measures):
         rest = list(values[1:])
         partials = [_partial(spec, rest, values[0]) for spec in section.aggregates.values()]
-        by_group = groups.setdefault(key_text(on_values), {})
+        by_group = groups.setdefault(_join(level, on_values), {})
         by_group[key_text(group_values)] = (group_values, values[0], partials)
     return groups
 
@@ -99,13 +99,18 @@ async def _accumulated(level: Level, match: Match) -> Groups:
             row = dict(zip(level.columns, values, strict=True))
             if not level.accepts(row):
                 continue
-            by_group = found.setdefault(key_text([row[column] for column in match]), {})
+            by_group = found.setdefault(_join(level, [row[column] for column in match]), {})
             group_values = tuple(row[column] for column in section.group_by)
             name = key_text(group_values)
             if name not in by_group:
                 by_group[name] = _Group(level, group_values)
             by_group[name].add(row)
     return {join: {name: group.result() for name, group in groups.items()} for join, groups in found.items()}
+
+
+def _join(level: Level, values: Sequence[Any]) -> str:
+    pairs = zip(values, level.joined_decimals, strict=True)
+    return key_text([plain_decimal(value) if decimal else value for value, decimal in pairs])
 
 
 class _Group:

@@ -13,7 +13,7 @@ from pipeline.masks import mask
 from pipeline.ops.reader import NUMBER_TYPES, TableReader
 from schemas.context import ContextSpec, Entity, FieldSpec, Section
 from schemas.expression import Expression, compile_expression
-from schemas.types import nested_too_deep
+from schemas.types import is_decimal, nested_too_deep
 
 Row = dict[str, Any]
 Getter = Callable[[Row], Any]
@@ -35,6 +35,10 @@ class Level:
     reader: TableReader
     types: Mapping[str, str]
     numbers: frozenset[str] = frozenset()
+    decimals: frozenset[str] = frozenset()
+    """Columns that some entity of this table declares as decimals: a key is spelt by them."""
+    joined_decimals: tuple[bool, ...] = ()
+    """Which pairs of the join compare as SQL's numeric does: 1.00 finds 1."""
     columns: tuple[str, ...] = ()
     fields: list[tuple[str, Getter]] = field(default_factory=list)
     accept: list[Predicate] = field(default_factory=list)
@@ -76,22 +80,31 @@ def walk(level: Level) -> Iterator[Level]:
 
 
 def undeclared_numbers(root: Level) -> list[str]:
-    """Decimal columns that sort, compare or add up in this context but are not declared as numbers: on the wire they
-    are text, and the pipeline takes them as text unless the spec says otherwise."""
-    found = set()
-    for level in walk(root):
-        used = {text.removeprefix("-") for text in level.section.order_by} if level.section else set()
-        if level.section:
-            used |= {a.by or a.column or "" for a in level.section.aggregates.values() if a.function in _ORDERED}
-        for column in used:
-            if level.types.get(column) == "numeric" and column not in level.entity.types:
-                found.add(
-                    f"{level.entity.table}.{column} is numeric in the source: declare it under 'types' as decimal"
-                )
-    return sorted(found)
+    """Decimal columns that sort, compare, join or add up in this context but are not declared as numbers: on the wire
+    they are text, and the pipeline takes them as text unless the spec says otherwise."""
+    used = [use for level in walk(root) for use in (*_ordered(level), *_joined(level))]
+    return sorted(
+        {
+            f"{level.entity.table}.{column} is numeric in the source: declare it under 'types' as decimal"
+            for level, column in used
+            if level.types.get(column) == "numeric" and column not in level.entity.types
+        }
+    )
 
 
-_ORDERED = ("min", "max", "latest")
+def _ordered(level: Level) -> Iterator[tuple[Level, str]]:
+    if level.section:
+        yield from ((level, text.removeprefix("-")) for text in level.section.order_by)
+        aggregates = level.section.aggregates.values()
+        yield from ((level, a.by or a.column or "") for a in aggregates if a.function in ("min", "max", "latest"))
+
+
+def _joined(level: Level) -> Iterator[tuple[Level, str]]:
+    """Joins by numbers of which no side is declared a decimal."""
+    for child in level.children:
+        for (own, other), decimal in zip(child.declared.on.items(), child.joined_decimals, strict=True):
+            if decimal and own not in child.decimals and other not in level.decimals:
+                yield from ((child, own), (level, other))
 
 
 def _missing(level: Level) -> list[str]:
@@ -123,6 +136,13 @@ class _Builder:
             raise ConfigError([f"entity {entity_name}: no source {entity.source!r} in the configuration"])
         level = Level(path, name, entity, section, reader, await self._columns(entity, reader))
         level.numbers = frozenset(column for column in level.types if _is_number(level, column))
+        level.decimals = frozenset(
+            column
+            for other in self._spec.entities.values()
+            if (other.source, other.table) == (entity.source, entity.table)
+            for column, declared in other.types.items()
+            if is_decimal(declared)
+        )
         used = [*entity.key]
         level.fields = [(spec.name, self._field(level, spec, used)) for spec in fields]
         level.accept = [
@@ -132,9 +152,9 @@ class _Builder:
         ]
         for child_name, child in sections.items():
             child_path = f"{path}.{child_name}" if path else child_name
-            level.children.append(
-                await self.level(child_path, child_name, child.entity, child, child.fields, child.sections)
-            )
+            below = await self.level(child_path, child_name, child.entity, child, child.fields, child.sections)
+            below.joined_decimals = tuple(_joins_decimals(below, own, level, other) for own, other in child.on.items())
+            level.children.append(below)
             used += child.on.values()
         if section is not None:
             self._section_columns(level, section, used)
@@ -188,6 +208,15 @@ class _Builder:
 def _is_number(level: Level, column: str) -> bool:
     declared = level.entity.types.get(column)
     return declared.startswith(_DECLARED_NUMBERS) if declared else level.types[column] in NUMBER_TYPES
+
+
+def _joins_decimals(level: Level, own: str, parent: Level, other: str) -> bool:
+    """Where a side is declared a decimal; and where the source has numeric columns that nobody declared, which the
+    pipeline joins by their spelling: there a difference is to show, with the hint to declare them."""
+    if own in level.decimals or other in parent.decimals:
+        return True
+    kinds = {level.types.get(own), parent.types.get(other)}
+    return "numeric" in kinds and kinds <= NUMBER_TYPES
 
 
 def _column(name: str) -> Getter:

@@ -18,7 +18,7 @@ from pipeline.ops.levels import Level, Row, build_levels, undeclared_numbers
 from pipeline.ops.reader import NUMBER_TYPES, Match, TableReader
 from pipeline.ops.sorting import sort_key
 from schemas.context import ContextSpec
-from schemas.keys import key_text, split_key_text
+from schemas.keys import key_text, plain_decimal, split_key_text
 
 JOIN_VALUES_MAX = 5_000
 """Join values asked for at once."""
@@ -88,7 +88,8 @@ class Oracle:
         return _match(columns, fitting) if fitting else {}
 
     def _key(self, row: Row) -> str:
-        return key_text([row[column] for column in self._root.entity.key])
+        decimals = self._root.decimals
+        return key_text([_spelt(row[column], column in decimals) for column in self._root.entity.key])
 
     async def _root_rows(self, match: Match | None) -> AsyncIterator[list[Row]]:
         """In chunks large enough that a source without an index on a join column is not scanned too often."""
@@ -110,7 +111,7 @@ class Oracle:
         objects = [{name: get(row) for name, get in level.fields} for row in rows]
         for child in level.children:
             parent_columns = list(child.declared.on.values())
-            joins = [_join(row, parent_columns) for row in rows]
+            joins = [_join(row, parent_columns, child.joined_decimals) for row in rows]
             values = await self._section(child, dict.fromkeys(join for join in joins if join is not None))
             empty = msgspec.Raw(_encode(empty_section(child)))
             for item, join in zip(objects, joins, strict=True):
@@ -157,7 +158,7 @@ class Oracle:
         async for batch in level.reader.rows(level.entity.table, level.columns, match, level.order, at_source):
             for values in batch:
                 row = dict(zip(level.columns, values, strict=True))
-                join = _join(row, own_columns)
+                join = _join(row, own_columns, level.joined_decimals)
                 if join in joins and level.accepts(row):
                     rows = listed.setdefault(join, [])
                     if sort_here or len(rows) < limit:
@@ -183,9 +184,13 @@ def _sorted(level: Level, rows: list[Row]) -> list[Row]:
     return rows
 
 
-def _join(row: Row, columns: Sequence[str]) -> str | None:
-    values = [row[column] for column in columns]
+def _join(row: Row, columns: Sequence[str], decimals: Sequence[bool]) -> str | None:
+    values = [_spelt(row[column], decimal) for column, decimal in zip(columns, decimals, strict=True)]
     return None if None in values else key_text(values)
+
+
+def _spelt(value: Any, decimal: bool) -> Any:
+    return plain_decimal(value) if decimal else value
 
 
 def _match(columns: Sequence[str], parts: Sequence[Sequence[str]]) -> Match:

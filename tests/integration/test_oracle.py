@@ -306,7 +306,7 @@ def random_row(random: Random, table: str, number: int) -> dict[str, Any]:
     row = {
         "n": some([-1, 0, 1, 2, 3]),
         "m": some([0, 1, 5, 12]),
-        "d": some(["0.5", "1.25", "-2.75", "10.00", "9.99"]),
+        "d": some(["1.0", "1.25", "-2.75", "2.00", "10.00", "9.99"]),
         "t": some(["x", "y", "Z", "é", "", "a|b", "50%"]),
         "u": some(["u", "v"]),
         "flag": some([True, False]),

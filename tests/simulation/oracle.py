@@ -41,7 +41,7 @@ class _Oracle:
     def object(self, row: Row, entity: Entity, fields: list[FieldSpec], sections: dict[str, Section]) -> dict[str, Any]:
         result = {field.name: self.field(row, entity, field) for field in fields}
         for name, section in sections.items():
-            result[name] = self.section(row, section)
+            result[name] = self.section(row, entity, section)
         return result
 
     def field(self, row: Row, entity: Entity, field: FieldSpec) -> Any:
@@ -55,9 +55,14 @@ class _Oracle:
             value = mask(field.mask, value, self.secret)
         return field.default if value is None else value
 
-    def section(self, parent: Row, section: Section) -> Any:
+    def section(self, parent: Row, parent_entity: Entity, section: Section) -> Any:
         entity = self.spec.entities[section.entity]
-        rows = [row for row in self.rows(entity, section.filter) if _joined(row, parent, section.on)]
+        exact = {
+            own
+            for own, other in section.on.items()
+            if "decimal" in (entity.types.get(own), parent_entity.types.get(other))
+        }
+        rows = [row for row in self.rows(entity, section.filter) if _joined(row, parent, section.on, exact)]
         rows.sort(key=lambda row: _order([row[column] for column in entity.key]))
         if section.aggregates:
             return self.groups(rows, section, entity) if section.group_by else self.aggregates(rows, section, len(rows))
@@ -137,9 +142,14 @@ def _true(text: str | None, row: Row, entity: Entity) -> bool:
     return text is None or compile_expression(text, entity.types).evaluate(row) is True
 
 
-def _joined(row: Row, parent: Row, on: dict[str, str]) -> bool:
-    pairs = [(row[own], parent[other]) for own, other in on.items()]
-    return all(a is not None and b is not None and key_text([a]) == key_text([b]) for a, b in pairs)
+def _joined(row: Row, parent: Row, on: dict[str, str], exact: set[str]) -> bool:
+    """`exact`: the columns that compare as numbers, 1 = 1.00; others do by their spelling."""
+    pairs = [(row[own], parent[other], own in exact) for own, other in on.items()]
+    return all(a is not None and b is not None and _equal(a, b, number) for a, b, number in pairs)
+
+
+def _equal(a: Any, b: Any, number: bool) -> bool:
+    return Decimal(a) == Decimal(b) if number else key_text([a]) == key_text([b])
 
 
 def _typed(value: Any, declared: str | None) -> Any:

@@ -96,8 +96,8 @@ def _join(random: Random, entity: str, parent: str) -> dict[str, str]:
         if len(parent_key) == 1:
             return {random.choice(["a_id", "b_id"]): parent_key[0]}
         return {"a_id": "p", "b_id": "q"}
-    own = random.choice(["a_id", "b_id", "n"])
-    return {own: random.choice(["a_id", "b_id", "n"])}
+    own = random.choice(["a_id", "d", "n"])
+    return {own: random.choice(["a_id", "d", "n"])}
 
 
 def _aggregates(random: Random, grouped: bool) -> dict[str, Any]:

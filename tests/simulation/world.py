@@ -113,7 +113,7 @@ class Source:
             "b_id": pick([None, 1, 2]),
             "n": pick([None, 0, 1, 2, 3]),
             "m": pick([None, 1, 2, -7, 10**12]),
-            "d": pick([None, "1.50", "-0.25", "10", "0.001"]),
+            "d": pick([None, "1.50", "-0.25", "1.0", "2.00"]),
             "t": pick([None, "x", "y", "é", "a|b%"]),
             "u": pick(["small", "large" * 3, None]),
             "flag": pick([None, True, False]),

@@ -22,9 +22,11 @@ from schemas.context import ContextSpec
 NOW_US = 1_767_323_045_678_901
 
 
-def spec(name: str = "flight", key: Sequence[str] = ("id",), **serving: Any) -> ContextSpec:
+def spec(
+    name: str = "flight", key: Sequence[str] = ("id",), types: dict[str, str] | None = None, **serving: Any
+) -> ContextSpec:
     entities = {
-        "flight": {"source": "nyc", "table": "public.flights", "key": list(key)},
+        "flight": {"source": "nyc", "table": "public.flights", "key": list(key), "types": types or {}},
         "plane": {"source": "fleet", "table": "public.planes", "key": ["tail"]},
     }
     made = {"context": name, "version": 3, "root": "flight", "entities": entities, "fields": ["id"]}
@@ -201,6 +203,12 @@ async def test_a_malformed_key_is_refused(reader: MemoryReader, key: str) -> Non
 async def test_an_escaped_bar_is_part_of_a_key(reader: MemoryReader) -> None:
     reader.bundles["a%7Cb"] = Fetched(stored(b'{"id":"a|b"}'), {})
     assert (await service(reader).get("flight", "a%7Cb")).bundle == b'{"id":"a|b"}'
+
+
+async def test_a_decimal_key_is_found_in_any_spelling(reader: MemoryReader) -> None:
+    answer = await service(reader, types={"id": "decimal"}).get("flight", "1.00")
+    assert (answer.status, answer.key) == ("fresh", "1.00")
+    assert (await service(reader).get("flight", "1.00")).status == "missing"
 
 
 async def test_other_mistakes_of_a_caller_are_refused(reader: MemoryReader) -> None:
