@@ -87,6 +87,7 @@ class Flow:
             changed = await self.merging.expire(limit, report)
             report.events = len(changed)
             await self._relate_and_assemble(changed, report)
+            await self.merging.settle()
         return report
 
     async def rebuild(self, keys: Sequence[UnitKey]) -> BatchReport:

@@ -18,7 +18,7 @@ from pipeline.plan import Plan, TablePlan
 from pipeline.relations import Links, links_of
 from pipeline.report import BatchReport
 from pipeline.rows import Change, Write
-from pipeline.stores.store import CellOutcome, CellPlace, CellRow, CellStore, CellWrite
+from pipeline.stores.store import CellOutcome, CellPlace, CellRow, CellStore, CellWrite, Look
 from schemas.mutation import Mutation
 from schemas.record import Record
 
@@ -40,14 +40,14 @@ class _Row(msgspec.Struct):
     own: list[Mutation] = []
     foreign: list[Mutation] = []
     commit_time_us: int = 0
-    done: bool = False
 
 
 class _Merge(msgspec.Struct):
+    """A row's next state. `repeats`: its consequences are drawn even when the row looks as before."""
+
     before: CellRow
-    state: RowState
     write: CellWrite
-    redelivered: bool
+    repeats: bool
 
 
 class Merging:
@@ -56,6 +56,7 @@ class Merging:
     def __init__(self, plan: Plan, store: CellStore, now_us: Callable[[], int]) -> None:
         self._plan, self._store, self._now_us = plan, store, now_us
         self._tables = {table.name: table for table in plan.tables.values()}
+        self._looks: dict[tuple[str, str], Look] = {}
 
     async def process(self, writes: Sequence[Write], report: BatchReport) -> list[Changed]:
         """Raises Retryable when a store is away: the same batch again."""
@@ -72,7 +73,8 @@ class Merging:
         return await self._merge(list(rows.values()), report)
 
     async def expire(self, limit: int, report: BatchReport) -> list[Changed]:
-        """Rows in which something has lived its time."""
+        """Rows in which something has lived its time. `settle` when all that follows from it is done."""
+        self._looks.clear()
         due = await self._store.due(self._now_us(), limit)
         report.round_trips += 1
         rows: dict[tuple[str, str], _Row] = {}
@@ -82,6 +84,13 @@ class Merging:
                 row = self._row(rows, table, key, partition_of(table, key))
                 row.foreign.append(Mutation())
         return await self._merge(list(rows.values()), report)
+
+    async def settle(self) -> None:
+        """What the last `expire` found need not be looked at again."""
+        looks = list(self._looks.values())
+        self._looks.clear()
+        if looks:
+            await self._store.due(0, 0, looks)
 
     def _row(self, rows: dict[tuple[str, str], _Row], table: TablePlan, key: str, partition: str | None) -> _Row:
         found = rows.get((table.name, key))
@@ -138,10 +147,11 @@ class Merging:
         state = self._deleted_by_neighbours(row.table, state, before)
         now_us = self._now_us()
         unexpired, state = state, cells.expired(state, now_us)
-        look_us = cells.next_expiry_us(state)
-        if state is not unexpired and not row.own:
+        look_us = next_us = cells.next_expiry_us(state)
+        if not row.own and (state is not unexpired or known.foreign):
             # No record repeats what the clock did: should we die before all of it is done, another look does it again.
-            look_us = now_us + LOOK_AGAIN_US
+            look_us = min(next_us or now_us + LOOK_AGAIN_US, now_us + LOOK_AGAIN_US)
+            self._looks[row.place.table, row.place.key] = Look(row.place.table, row.place.key, look_us, next_us)
         confirmed = first_changed and not row.foreign and not known.foreign
         foreign = bool(row.foreign) or (known.foreign and not first_changed)
         state = msgspec.structs.replace(state, foreign=foreign)
@@ -157,7 +167,8 @@ class Merging:
             confirmed,
             look_us,
         )
-        return _Merge(before, state, write, not first_changed)
+        # What a foreign write led to may be undone, as what a redelivered one led to may be.
+        return _Merge(before, write, not first_changed or known.foreign)
 
     def _deleted_by_neighbours(self, table: TablePlan, state: RowState, before: CellRow) -> RowState:
         """What has been said of the row's partition, or of a range in it, holds for the row."""
@@ -179,7 +190,7 @@ class Merging:
     ) -> None:
         write, name = merge.write, (row.table.name, row.place.key)
         same = write.values == merge.before.values and merge.before.token != b""
-        if same and not outcome.former_links and not merge.redelivered:
+        if same and not outcome.former_links and not merge.repeats:
             report.stale += 1
             return
         change = Change(_NOWHERE, row.table, row.place.key, write.version, write.values or None, row.commit_time_us)

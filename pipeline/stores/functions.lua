@@ -137,6 +137,21 @@ local function due(keys, args)
   return redis.call('ZRANGEBYSCORE', keys[1], '-inf', args[1], 'LIMIT', 0, args[2])
 end
 
+-- KEYS: expiry index of a bucket. ARGV: (member, the time that stands there, the time that shall or nothing) each.
+local function looked(keys, args)
+  for i = 1, #args, 3 do
+    local score = redis.call('ZSCORE', keys[1], args[i])
+    if score and tonumber(score) == tonumber(args[i + 1]) then
+      if args[i + 2] == '' then
+        redis.call('ZREM', keys[1], args[i])
+      else
+        redis.call('ZADD', keys[1], args[i + 2], args[i])
+      end
+    end
+  end
+  return 1
+end
+
 -- KEYS: rows hash, floor. ARGV: keys of rows. Answer: the rows, then the floor.
 local function rows(keys, args)
   local out = {}
@@ -378,6 +393,7 @@ redis.register_function('ctx_cells_@', cells)
 redis.register_function('ctx_inhabit_@', inhabit)
 redis.register_function{ function_name = 'ctx_stones_@', callback = stones, flags = { 'no-writes' } }
 redis.register_function('ctx_bury_@', bury)
+redis.register_function('ctx_looked_@', looked)
 redis.register_function{ function_name = 'ctx_due_@', callback = due, flags = { 'no-writes' } }
 redis.register_function('ctx_relate_@', relate)
 redis.register_function{ function_name = 'ctx_view_@', callback = view, flags = { 'no-writes' } }

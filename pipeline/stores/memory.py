@@ -15,6 +15,7 @@ from pipeline.stores.store import (
     CellWrite,
     Contribution,
     Fetched,
+    Look,
     Membership,
     Partition,
     RelationRead,
@@ -137,7 +138,12 @@ class MemoryCells:
         self.stones.setdefault((table, partition), set()).add(tombstone)
         return list(self.inhabitants.get((table, partition), ()))
 
-    async def due(self, now_us: int, limit: int) -> list[tuple[str, str]]:
+    async def due(self, now_us: int, limit: int, done: Sequence[Look] = ()) -> list[tuple[str, str]]:
+        for look in done:
+            if self.expiries.get((look.table, look.key)) == look.look_us:
+                del self.expiries[look.table, look.key]
+                if look.next_us is not None:
+                    self.expiries[look.table, look.key] = look.next_us
         return [name for name, time_us in self.expiries.items() if time_us <= now_us][:limit]
 
     def _stones_of(self, place: CellPlace) -> frozenset[bytes]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.stores.redis_client import Call, RedisClient
 from pipeline.stores.redis_rows import body_of, encode_body, encode_links, former_links
-from pipeline.stores.store import CellOutcome, CellPlace, CellRow, CellWrite
+from pipeline.stores.store import CellOutcome, CellPlace, CellRow, CellWrite, Look
 
 _TOKEN_BYTES = 8
 _NEVER_SEEN = CellRow(b"", b"", [])
@@ -48,7 +48,7 @@ class RedisCells:
             token = secrets.token_hex(_TOKEN_BYTES).encode()
             body = encode_body(write.commit_time_us, write.values, write.state + token)
             expiry = "" if write.expires_us is None else write.expires_us
-            flat += (f"{place.table}\0{place.key}", place.key, write.token, write.version, encode_links(write.links))
+            flat += (_member(place.table, place.key), place.key, write.token, write.version, encode_links(write.links))
             flat += (body, "1" if write.confirmed else "0", expiry)
         calls: list[Call] = [
             ("cells", [self._rows(*group), self.client.key(group[1], "e")], flat) for group, (_, flat) in groups.items()
@@ -70,7 +70,16 @@ class RedisCells:
         (members,) = await self.client.call([("bury", keys, [tombstone])])
         return [member.decode() for member in members]
 
-    async def due(self, now_us: int, limit: int) -> list[tuple[str, str]]:
+    async def due(self, now_us: int, limit: int, done: Sequence[Look] = ()) -> list[tuple[str, str]]:
+        looks: dict[int, list[Any]] = {}
+        for look in done:
+            next_us = "" if look.next_us is None else look.next_us
+            member = _member(look.table, look.key)
+            looks.setdefault(self.client.bucket(look.key), []).extend((member, look.look_us, next_us))
+        if looks:
+            await self.client.call([("looked", [self.client.key(b, "e")], flat) for b, flat in looks.items()])
+        if limit < 1:
+            return []
         buckets = range(self.client.settings.buckets)
         each = max(1, limit // len(buckets))
         answers = await self.client.call([("due", [self.client.key(b, "e")], [now_us, each]) for b in buckets])
@@ -121,6 +130,11 @@ class RedisCells:
 
     def _partition(self, bucket: int, what: str, table: str, partition: str) -> str:
         return self.client.key(bucket, f"{what}:{table}:{partition}")
+
+
+def _member(table: str, key: str) -> str:
+    """A row in a bucket's index of expiries; no table's name has a NUL."""
+    return f"{table}\0{key}"
 
 
 def _stones_by_partition(

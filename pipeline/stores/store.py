@@ -118,6 +118,16 @@ class CellOutcome(msgspec.Struct, frozen=True, gc=False):
     tombstones: frozenset[bytes] = frozenset()
 
 
+class Look(msgspec.Struct, frozen=True, gc=False):
+    """A row that is to be looked at once more at `look_us`, unless all that the last look led to gets done; then at
+    `next_us` (None: never)."""
+
+    table: str
+    key: str
+    look_us: int
+    next_us: int | None
+
+
 class CellStore(Protocol):
     """States of wide-column rows, in the same place as the rows of RowStore, which reads what was made of them."""
 
@@ -132,8 +142,9 @@ class CellStore(Protocol):
     async def bury(self, table: str, partition: str, tombstone: bytes) -> list[str]:
         """Keeps a deletion for rows that are yet to come, and gives the keys of all rows of the partition known now."""
 
-    async def due(self, now_us: int, limit: int) -> list[tuple[str, str]]:
-        """(table, key) of rows in which something has lived its time, about `limit` of them."""
+    async def due(self, now_us: int, limit: int, done: Sequence[Look] = ()) -> list[tuple[str, str]]:
+        """(table, key) of rows in which something has lived its time, about `limit` of them. Before it looks, the
+        looks that are `done` give way to the next, where nobody has written the row since."""
 
 
 class Contribution(msgspec.Struct, frozen=True, array_like=True, gc=False):

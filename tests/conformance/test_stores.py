@@ -23,6 +23,7 @@ from pipeline.stores.store import (
     CellPlace,
     CellWrite,
     Contribution,
+    Look,
     Membership,
     RelationRead,
     RowWrite,
@@ -89,7 +90,12 @@ async def test_cells_answer_like_the_reference(suite: Suite) -> None:
             burial = ("s.t", random.choice(["1", "ü%7C", "empty"]), b"%d" % random.randint(0, 5))
             assert sorted(await suite.cells.bury(*burial)) == sorted(await reference.bury(*burial))
         now_us = random.randint(0, 200)
-        assert sorted(await suite.cells.due(now_us, 1000)) == sorted(await reference.due(now_us, 1000))
+        next_us = random.choice([None, random.randint(0, 200)])
+        looks = [Look("s.t", place.key, random.randint(0, 200), next_us) for place in places if random.random() < 0.3]
+        looks += [
+            Look(*name, time_us, next_us) for name, time_us in reference.expiries.items() if random.random() < 0.2
+        ]
+        assert sorted(await suite.cells.due(now_us, 1000, looks)) == sorted(await reference.due(now_us, 1000, looks))
         keys = [(place.table, place.key) for place in places]
         assert await suite.rows.read(keys) == await rows.read(keys)
 

@@ -16,15 +16,16 @@ from tests.simulation.run import Simulation
 @click.option("--first", type=int, default=0, show_default=True)
 @click.option("--count", type=click.IntRange(1), default=500, show_default=True)
 @click.option("--compose", type=click.Choice(["copy", "link"]), default=None, help="Force one composition.")
-def main(seed: int | None, first: int, count: int, compose: str | None) -> None:
+@click.option("--wide", is_flag=True, help="Wide-column tables, written cell by cell, instead of rows.")
+def main(seed: int | None, first: int, count: int, compose: str | None, wide: bool) -> None:
     """Runs the production stages through crashes, zombies, failing stores and a Redis that comes back older."""
     seeds = [seed] if seed is not None else list(range(first, first + count))
     started, failed = time.monotonic(), 0
     for number in track(seeds, "worlds", disable=not sys.stdout.isatty() or len(seeds) == 1):
-        wrong = Simulation(number, compose).run()
+        wrong = Simulation(number, compose, wide).run()
         if wrong:
             failed += 1
-            again = f" --compose {compose}" if compose else ""
+            again = (f" --compose {compose}" if compose else "") + (" --wide" if wide else "")
             click.echo(f"seed {number} differs (./run simulate --seed {number}{again}):")
             for line in wrong[:10]:
                 click.echo(f"  {line}")

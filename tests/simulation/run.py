@@ -9,10 +9,12 @@ from typing import Any
 
 from pipeline.core.errors import Retryable
 from pipeline.flow import Flow, FlowLimits
+from pipeline.merging import Merging
 from pipeline.plan import Plan, compile_plan
 from schemas.bundle import UnitKey
 from tests.simulation.compare import differences
 from tests.simulation.specs import random_spec
+from tests.simulation.wide import STEP_US, WideSource
 from tests.simulation.world import PARTITIONS, Crash, Faults, FaultyStore, Memory, Pause, Source
 
 _STEPS_MAX = 200_000
@@ -22,12 +24,14 @@ Partition = tuple[str, int]
 class Simulation:
     """Workers share partitions; each partition has one current owner, and owners that lost it may still be running."""
 
-    def __init__(self, seed: int, compose: str | None = None) -> None:
+    def __init__(self, seed: int, compose: str | None = None, wide: bool = False) -> None:
+        """`wide`: the tables are wide-column ones, written cell by cell."""
         self.random = Random(seed)
         self.spec = random_spec(self.random, compose)
         self.plan: Plan = compile_plan(self.spec)
         # The source draws from its own sequence, so that one seed gives the same tables whatever happens elsewhere.
-        self.source, self.memory, self.faults = Source(Random(-1 - seed)), Memory(), Faults(self.random)
+        self.source = WideSource(Random(-1 - seed)) if wide else Source(Random(-1 - seed))
+        self.memory, self.faults = Memory(), Faults(self.random)
         self.limits = FlowLimits(
             parent_children_max=self.random.choice([1, 3, 1000]),
             chunk_keys=2,
@@ -54,9 +58,10 @@ class Simulation:
         self.faults.stop()
         for _ in range(_STEPS_MAX):
             self._start_all()
-            if not self.running:
+            if self.running:
+                self._step()
+            elif not self._later():
                 break
-            self._step()
         else:
             return ["the simulation did not come to rest"]
         return differences(self.spec, self.plan, self.source.tables, self.memory)
@@ -80,12 +85,40 @@ class Simulation:
             self.owned.add(lane)
             self.running.append((lane, self._consume_lane()))
 
+        clock = ("clock", 0)
+        if isinstance(self.source, WideSource) and clock not in self.owned:
+            now_us = self.source.now_us
+            if any(time_us <= now_us for time_us in self.memory.cells.expiries.values()):
+                self.owned.add(clock)
+                self.running.append((clock, self._expire()))
+
+    def _later(self) -> bool:
+        """Lets time pass until nothing lives for a time any more; False when there is nothing to wait for."""
+        if not isinstance(self.source, WideSource):
+            return False
+        self.source.settle()
+        self.source.now_us += 100 * STEP_US
+        return bool(self.memory.cells.expiries)
+
+    async def _expire(self) -> None:
+        flow = self._flow()
+        while True:
+            try:
+                self.lane += (await flow.expire(self.random.choice([1, 100]))).fan_out
+                return
+            except Retryable:
+                await Pause()
+
     def _position(self, partition: Partition) -> int:
         return self.positions.setdefault(partition, self.memory.marks.offsets.get(partition, 0))
 
     def _flow(self) -> Flow:
         stores = [FaultyStore(s, self.faults) for s in (self.memory.rows, self.memory.relations, self.memory.bundles)]
-        return Flow(self.plan, stores[0], stores[1], stores[2], self.limits, self._together, self.in_order)
+        merging = None
+        if isinstance(self.source, WideSource):
+            source = self.source
+            merging = Merging(self.plan, FaultyStore(self.memory.cells, self.faults), lambda: source.now_us)
+        return Flow(self.plan, stores[0], stores[1], stores[2], self.limits, self._together, self.in_order, merging)
 
     async def _consume(self, partition: Partition) -> None:
         """What the agent does with one batch: retry outages, then publish the fan-out, then the batch is done."""

@@ -18,6 +18,13 @@ def test_converges_after_faults(first: int) -> None:
         assert not wrong, f"seed {seed} (./run simulate --seed {seed}):\n" + "\n".join(wrong[:5])
 
 
+@pytest.mark.parametrize("first", range(0, SEEDS, PER_TEST))
+def test_wide_column_tables_converge_after_faults(first: int) -> None:
+    for seed in range(first, first + PER_TEST):
+        wrong = Simulation(seed, wide=True).run()
+        assert not wrong, f"seed {seed} (./run simulate --wide --seed {seed}):\n" + "\n".join(wrong[:5])
+
+
 @pytest.mark.parametrize("first", range(0, 100, PER_TEST))
 def test_copies_and_links_answer_byte_for_byte_alike(first: int) -> None:
     for seed in range(first, first + PER_TEST):

@@ -14,7 +14,7 @@ from zlib import crc32
 import msgspec
 
 from pipeline.core.errors import Retryable
-from pipeline.stores.memory import MemoryBundles, MemoryMarks, MemoryRelations, MemoryRows
+from pipeline.stores.memory import MemoryBundles, MemoryCells, MemoryMarks, MemoryRelations, MemoryRows
 from schemas.keys import key_text
 from schemas.record import Record
 from tests.simulation.specs import COLUMNS, TABLES
@@ -178,7 +178,7 @@ class FaultyStore:
         async def call(*arguments: Any) -> Any:
             await Pause()
             self.faults.strike()
-            if name in ("apply", "relate", "mark_dirty", "put", "read") and isinstance(arguments[0], Sequence):
+            if name in ("apply", "relate", "mark_dirty", "put", "read", "write") and isinstance(arguments[0], Sequence):
                 result = await self._in_parts(method, list(arguments[0]))
             else:
                 result = await method(*arguments)
@@ -209,7 +209,7 @@ def _place(item: Any) -> str:
     """The text that decides an item's bucket: items of one place keep their order."""
     if isinstance(item, tuple):
         return _place(item[0]) if not isinstance(item[0], str) else str(item[1])
-    return str(getattr(item, "parent", None) or item.key)
+    return str(getattr(item, "parent", None) or getattr(item, "place", item).key)
 
 
 class Memory:
@@ -217,4 +217,5 @@ class Memory:
 
     def __init__(self) -> None:
         self.rows, self.relations, self.bundles = MemoryRows(), MemoryRelations(), MemoryBundles()
+        self.cells = MemoryCells(self.rows)
         self.marks = MemoryMarks()
