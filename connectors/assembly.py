@@ -9,7 +9,7 @@ from connectors.positions import KafkaPositions
 from connectors.publisher import KafkaSettings, Publisher, TopicPlan
 from connectors.registry import Configured
 from connectors.runtime import Attempt
-from connectors.source import Progressing, Resetting, ShowProgress, Source, Topics
+from connectors.source import KeepingAll, Progressing, Resetting, ShowProgress, Source, Topics, UsingKafka
 from pipeline.core.errors import ConfigError, EnvironmentProblem, Retryable
 from schemas.topics import positions_topic
 
@@ -17,7 +17,12 @@ from schemas.topics import positions_topic
 def publisher_of(name: str, source: Source, kafka: KafkaSettings) -> Publisher:
     """A publisher that will create the topics that the source tells."""
     tables, others = (source.table_topics(), source.other_topics()) if isinstance(source, Topics) else ([], [])
-    return Publisher(name, kafka, TopicPlan(tables, others, [positions_topic(name)]))
+    single = [positions_topic(name)]
+    if isinstance(source, KeepingAll):
+        plan = TopicPlan([], others, single, kept=tables, kept_ms=source.retention_ms())
+    else:
+        plan = TopicPlan(tables, others, single)
+    return Publisher(name, kafka, plan)
 
 
 def attempts(
@@ -29,6 +34,8 @@ def attempts(
         source = configured.source()
         if progress is not None and isinstance(source, Progressing):
             source.show_progress(progress)
+        if isinstance(source, UsingKafka):
+            source.use_kafka(kafka)
         publisher = publisher_of(configured.name, source, kafka)
         return Attempt(source, publisher, KafkaPositions(configured.name, publisher))
 

@@ -60,12 +60,14 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 class TopicPlan(msgspec.Struct, frozen=True):
     """Topics to create: `compacted` with the configured partitions, `single` compacted with one partition, `plain` with
-    one partition and time-based retention.
+    one partition and time-based retention, `kept` with the configured partitions and everything for `kept_ms`.
     """
 
     compacted: Sequence[str]
     plain: Sequence[str] = ()
     single: Sequence[str] = ()
+    kept: Sequence[str] = ()
+    kept_ms: int = -1
 
 
 def record_bytes_max(topic_bytes: int) -> int:
@@ -123,7 +125,9 @@ class Publisher:
         size = {"max.message.bytes": str(self._settings.message_bytes_max)}
         compact = {"cleanup.policy": "compact", "delete.retention.ms": DELETES_KEPT_MS, **size}
         small = {**compact, "segment.bytes": str(1 << 20), "min.cleanable.dirty.ratio": "0.1"}
+        keep = {"cleanup.policy": "delete", "retention.ms": str(self._plan.kept_ms), "retention.bytes": "-1", **size}
         wanted = dict.fromkeys(self._plan.compacted, (self._settings.partitions, compact))
+        wanted |= dict.fromkeys(self._plan.kept, (self._settings.partitions, keep))
         wanted |= dict.fromkeys((*self._plan.plain, dead_letter_topic(self._source)), (1, size))
         wanted |= dict.fromkeys(self._plan.single, (1, small))
         admin = AIOKafkaAdminClient(**self._settings.client())
@@ -273,8 +277,10 @@ async def _records_of(settings: KafkaSettings, topic: str) -> list[StoredRecord]
     return found
 
 
-async def check_kafka(settings: KafkaSettings, topics: Sequence[str]) -> list[Finding]:
-    """Whether Kafka answers and existing topics fit: compacted, large enough. Raises Retryable when it is away."""
+async def check_kafka(settings: KafkaSettings, topics: Sequence[str], kept: Sequence[str] = ()) -> list[Finding]:
+    """Whether Kafka answers and existing topics fit: compacted, `kept` not, large enough. Raises Retryable when it is
+    away."""
+    topics = [*topics, *kept]
     admin = AIOKafkaAdminClient(**settings.client())
     with mapped_errors(settings.bootstrap_servers):
         try:
@@ -291,23 +297,27 @@ async def check_kafka(settings: KafkaSettings, topics: Sequence[str]) -> list[Fi
     findings = [Finding("ok", "Kafka", f"{settings.bootstrap_servers} answers")]
     for response in responses:
         for _code, _message, _kind, name, entries in response.resources:
-            findings.append(_topic_finding(name, {entry[0]: entry[1] for entry in entries}, settings))
+            findings.append(_topic_finding(name, {entry[0]: entry[1] for entry in entries}, settings, name in kept))
     new = len(topics) - len(described)
     if new:
         findings.append(Finding("ok", "topics", f"{new} will be created with {settings.partitions} partitions"))
     return findings
 
 
-def _topic_finding(name: str, configs: dict[str, str], settings: KafkaSettings) -> Finding:
+def _topic_finding(name: str, configs: dict[str, str], settings: KafkaSettings, kept: bool) -> Finding:
     alter = f"kafka-configs.sh --bootstrap-server {settings.bootstrap_servers} --alter --topic {name} --add-config "
-    if "compact" not in configs.get("cleanup.policy", ""):
+    compacted = "compact" in configs.get("cleanup.policy", "")
+    if kept and compacted:
+        message = "is compacted: its records tell parts of rows, and earlier parts would be forgotten"
+        return Finding("unfit", f"topic {name}", message, alter + "cleanup.policy=delete,retention.ms=-1")
+    if not kept and not compacted:
         message = f"cleanup.policy is {configs.get('cleanup.policy')}: rows that do not change would be forgotten"
         return Finding("unfit", f"topic {name}", message, alter + "cleanup.policy=compact")
     size = int(configs.get("max.message.bytes", 0))
     if size < settings.message_bytes_max:
         message = f"takes records up to {size} bytes; larger rows go to the dead-letter topic"
         return Finding("note", f"topic {name}", message, alter + f"max.message.bytes={settings.message_bytes_max}")
-    return Finding("ok", f"topic {name}", "compacted")
+    return Finding("ok", f"topic {name}", "keeps every record" if kept else "compacted")
 
 
 @contextmanager

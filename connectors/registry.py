@@ -129,6 +129,11 @@ class Configured:
         source = self.source() if self.plugin.source is not None else None
         return source.table_topics() if isinstance(source, protocols.Topics) else []
 
+    @property
+    def keeps_all(self) -> bool:
+        """Its topics must not be compacted."""
+        return self.plugin.can(protocols.KeepingAll)
+
 
 @cache
 def installed() -> tuple[Installed, ...]:

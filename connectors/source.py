@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import msgspec
 
 if TYPE_CHECKING:
+    from connectors.publisher import KafkaSettings
     from schemas.context import ContextSpec
     from schemas.fan_out import FanOut
 
@@ -92,6 +93,23 @@ class Topics(Protocol):
 
     def other_topics(self) -> list[str]:
         """Topics that are created with one partition and are not compacted: logical messages."""
+
+
+@runtime_checkable
+class KeepingAll(Protocol):
+    """A source whose records tell parts of a row: an earlier one counts beside a later one of the same key, so that
+    the topics of its tables must not be compacted."""
+
+    def retention_ms(self) -> int:
+        """How long these topics keep a record, -1 for ever."""
+
+
+@runtime_checkable
+class UsingKafka(Protocol):
+    """A source beside which another program of its own writes to Kafka."""
+
+    def use_kafka(self, kafka: KafkaSettings) -> None:
+        """Called before `open`: where it is, and how our topics are made."""
 
 
 class LagReport(msgspec.Struct, frozen=True):

@@ -56,7 +56,7 @@ async def _check(
     checked = {source.name: await _check_source(source, contexts) for source in sources}
     concerned = [spec for spec in contexts.values() if {entity.source for entity in spec.entities.values()} & {*names}]
     costs = await _costs(config, concerned) if all(map(_reached, checked.values())) else []
-    kafka = await _check_kafka(config, [topic for one in sources for topic in one.topics()])
+    kafka = await _check_kafka(config, sources)
     for source in sources:
         if _reached(checked[source.name]) and _reached(kafka):
             checked[source.name] += await _check_position(config, source)
@@ -216,14 +216,16 @@ def _cost(context: str, path: str, choice: Choice) -> dict[str, Any]:
     }
 
 
-async def _check_kafka(config: Config, topics: list[str]) -> list[Finding]:
+async def _check_kafka(config: Config, sources: list[Configured]) -> list[Finding]:
     from connectors.publisher import check_kafka
     from connectors.source import Finding
     from pipeline.commands._sources import kafka_settings
     from pipeline.core.errors import Fatal, Retryable
 
     try:
-        return await check_kafka(kafka_settings(config), topics)
+        topics = [topic for one in sources if not one.keeps_all for topic in one.topics()]
+        kept = [topic for one in sources if one.keeps_all for topic in one.topics()]
+        return await check_kafka(kafka_settings(config), topics, kept)
     except (Retryable, Fatal) as error:
         return [Finding(UNREACHABLE, "Kafka", str(error), "ctxpipe up, or mend kafka.bootstrap_servers")]
 
