@@ -1,0 +1,1 @@
+"""The Cassandra source: a snapshot of our own, and Debezium's commit-log reader as a process beside it."""

@@ -1,0 +1,106 @@
+"""Finds what the sidecar needs to run: Debezium's jar, fetched by Maven on first use, and a Java for it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from pipeline.core.errors import EnvironmentProblem
+
+JAVA_MAJOR = 17
+MAVEN_TIMEOUT_S = 900.0
+ARTIFACTS = {
+    4: "io.debezium:debezium-connector-cassandra-4:3.5.0.Final:jar:jar-with-dependencies",
+    5: "io.debezium:debezium-connector-cassandra-5:3.4.1.Final:jar:jar-with-dependencies",
+}
+"""By Cassandra's major version. Only the jars with everything in them: resolving their dependencies fails."""
+
+
+def sidecar_jar(cassandra_major: int) -> Path:
+    """The jar for this Cassandra, from the cache that all checkouts share (CTXPIPE_CACHE moves it). Blocks while Maven
+    fetches 100 MB, once.
+    """
+    artifact = ARTIFACTS.get(cassandra_major)
+    if artifact is None:
+        raise EnvironmentProblem(
+            f"There is no Debezium connector for Cassandra {cassandra_major}; known: {', '.join(map(str, ARTIFACTS))}."
+        )
+    target = _cache_dir() / "jars" / _file_name(artifact)
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two first runs at once must not write one file
+        if not target.exists():
+            _fetch(artifact, target)
+    return target
+
+
+def java_program(chosen: str = "") -> str:
+    """A Java 17: Cassandra's own code, which reads the commit log, runs on nothing newer. Raises EnvironmentProblem."""
+    candidates = [Path(chosen)] if chosen else _javas()
+    for candidate in candidates:
+        if candidate.exists() and _major(candidate) == JAVA_MAJOR:
+            return str(candidate)
+    what = f"{chosen} is no Java {JAVA_MAJOR}" if chosen else f"There is no Java {JAVA_MAJOR} here"
+    raise EnvironmentProblem(
+        f"{what}; the sidecar needs one. Install it (apt-get install openjdk-{JAVA_MAJOR}-jre-headless), or write its "
+        "path to sidecar.java."
+    )
+
+
+def _fetch(artifact: str, target: Path) -> None:
+    maven = shutil.which("mvn")
+    if maven is None:
+        raise EnvironmentProblem(
+            f"Maven is missing; it fetches the sidecar. Install it (apt-get install maven), or fetch {artifact} "
+            "yourself and write its path to sidecar.jar."
+        )
+    partial = target.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    goal = ["dependency:copy", f"-Dartifact={artifact}", f"-DoutputDirectory={partial}"]
+    get = ["dependency:get", "-Dtransitive=false", f"-Dartifact={artifact}"]
+    for words in (get, goal):
+        _run([maven, "-q", "-B", *words])
+    next(partial.glob("*.jar")).rename(target)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=MAVEN_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired as slow:
+        raise EnvironmentProblem(f"Maven did not fetch the sidecar within {MAVEN_TIMEOUT_S:.0f} s.") from slow
+    if done.returncode != 0:
+        tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-8:])
+        raise EnvironmentProblem(f"Maven can't fetch the sidecar:\n{tail}")
+
+
+def _file_name(artifact: str) -> str:
+    _group, name, version, *_ = artifact.split(":")
+    return f"{name}-{version}.jar"
+
+
+def _cache_dir() -> Path:
+    """The directory of deploy/local/install.py, which connectors must not import."""
+    chosen = os.environ.get("CTXPIPE_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ctxpipe"
+
+
+def _javas() -> list[Path]:
+    home, on_path = os.environ.get("JAVA_HOME"), shutil.which("java")
+    found = [Path(home) / "bin" / "java"] if home else []
+    found += [Path(on_path)] if on_path else []
+    return found + sorted(Path("/usr/lib/jvm").glob("*/bin/java"))
+
+
+def _major(program: Path) -> int:
+    shown = subprocess.run([str(program), "-version"], capture_output=True, text=True, check=False)
+    match = re.search(r'version "(\d+)', shown.stderr + shown.stdout)
+    return int(match[1]) if match else 0

@@ -1,0 +1,238 @@
+"""The node's change log on disk: which segments wait in cdc_raw, how full it is, what becomes of those that are read.
+
+Debezium's own clean-up deletes a segment also when it gave it up halfway, and moves its offset on past a record that
+Kafka has not answered for. So ctxpipe does that work: the sidecar only moves segments aside, here they are deleted when
+its log says that all went well, and brought back when it died. It is started without offsets and reads again what is
+still there; repetition is harmless, because writes merge by their timestamps.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from connectors.source import Finding
+from pipeline.core.errors import EnvironmentProblem
+
+MIB = 1 << 20
+TOTAL_MIB_DEFAULT = 4096
+VOLUME_PART_DEFAULT = 8
+FULL_RATIO = 0.97
+_INDEX = "_cdc.idx"
+_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": 1 << 30}
+_SIZE = re.compile(r"\s*(\d+)\s*(B|KiB|MiB|GiB)\s*")
+_OFFSET = re.compile(r"=(CommitLog-[\d-]+)\.log\\?:(\d+)\s*$", re.MULTILINE)
+
+
+class NodeFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """What cassandra.yaml says of the change log. `total_bytes` is what cdc_raw may hold."""
+
+    cdc_enabled: bool
+    cdc_raw: Path
+    commitlog: Path
+    total_bytes: int
+    blocks_writes: bool
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """A commit-log segment with changes in it. `synced`: changes up to there are on disk. `abandoned`: the node died
+    while it wrote it; nobody will ever mark it as complete."""
+
+    name: str
+    synced: int
+    completed: bool
+    abandoned: bool
+
+    @property
+    def number(self) -> int:
+        """Grows with time."""
+        return int(self.name.rsplit("-", 1)[1])
+
+
+class Picture(msgspec.Struct, frozen=True):
+    """cdc_raw at one moment."""
+
+    segments: list[Segment]
+    size_bytes: int
+
+
+def node_files(cassandra_yaml: Path, commitlog: Path | None = None, cdc_raw: Path | None = None) -> NodeFiles:
+    """Raises EnvironmentProblem for a file that can't be read or does not say where the directories are."""
+    try:
+        read: Any = yaml.safe_load(cassandra_yaml.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise EnvironmentProblem(
+            f"{cassandra_yaml} can't be read: {error}. The sidecar runs beside a node, as a user that may read its "
+            "files; mend sidecar.cassandra_yaml."
+        ) from error
+    settings = read if isinstance(read, dict) else {}
+    raw = cdc_raw or _path(settings, "cdc_raw_directory", cassandra_yaml)
+    volume = _existing(raw)
+    default = min(TOTAL_MIB_DEFAULT * MIB, shutil.disk_usage(volume).total // VOLUME_PART_DEFAULT)
+    return NodeFiles(
+        cdc_enabled=bool(settings.get("cdc_enabled", False)),
+        cdc_raw=raw,
+        commitlog=commitlog or _path(settings, "commitlog_directory", cassandra_yaml),
+        total_bytes=_bytes(settings) or default,
+        blocks_writes=bool(settings.get("cdc_block_writes", True)),
+    )
+
+
+def look(files: NodeFiles) -> Picture:
+    """Segments in the order of time. Files that vanish meanwhile are read already."""
+    segments, size_bytes = [], 0
+    for path in _listed(files.cdc_raw):
+        size_bytes += _size(path)
+        if path.name.endswith(_INDEX):
+            segment = _segment(path, files.commitlog)
+            if segment is not None:
+                segments.append(segment)
+    return Picture(sorted(segments, key=lambda one: one.number), size_bytes)
+
+
+def complete(files: NodeFiles, segment: Segment) -> None:
+    """Says in the place of the node that died that nothing will follow; the sidecar would wait for that for ever.
+
+    In place: a file that is moved here would be read a second time.
+    """
+    (files.cdc_raw / f"{segment.name}{_INDEX}").write_text(f"{segment.synced}\nCOMPLETED")
+
+
+def fill_finding(picture: Picture, files: NodeFiles, warn_ratio: float) -> Finding:
+    """How full cdc_raw is, and what happens when it is full."""
+    ratio = picture.size_bytes / max(files.total_bytes, 1)
+    shown = f"{picture.size_bytes // MIB} of {files.total_bytes // MIB} MiB ({ratio:.0%})"
+    if ratio < warn_ratio:
+        return Finding("ok", "cdc_raw", shown)
+    mend = "Is `ctxpipe connect` running, and does Kafka take what it sends? Else raise cdc_total_space on the node."
+    if files.blocks_writes:
+        full = "the node refuses writes to these tables" + (" now" if ratio >= FULL_RATIO else " when it is full")
+    else:
+        full = "the node deletes the oldest changes " + ("now" if ratio >= FULL_RATIO else "when it is full")
+        full += ", and they are lost (cdc_block_writes is false)"
+    return Finding("unfit" if ratio >= FULL_RATIO else "warning", "cdc_raw", f"{shown}: {full}", mend)
+
+
+def unread_bytes(picture: Picture, offsets: str) -> int:
+    """Bytes of changes on disk behind the newest one that Kafka has; `offsets` is the text of the sidecar's file."""
+    reached = max(((int(name.rsplit("-", 1)[1]), int(at)) for name, at in _OFFSET.findall(offsets)), default=(0, 0))
+    number, at = reached
+    later = sum(one.synced for one in picture.segments if one.number > number)
+    return later + sum(max(0, one.synced - at) for one in picture.segments if one.number == number)
+
+
+class Ledger:
+    """Remembers, over restarts, which segments wait to be read, so that one which vanishes unread is noticed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._pending = self._stored()
+
+    def compare(self, present: Iterable[str], relocated: Iterable[str]) -> list[str]:
+        """Segments that are gone from cdc_raw without having been read. List `present` before `relocated`: a segment
+        that moves in between is then in one of the two."""
+        here = set(present) | set(relocated)
+        lost = sorted(self._pending - here)
+        self._keep(here)
+        return lost
+
+    def done(self, read: Sequence[str]) -> None:
+        """Before they are deleted."""
+        self._keep(self._pending - set(read))
+
+    def _keep(self, names: set[str]) -> None:
+        if names != self._pending:
+            self._pending = names
+            partial = self._path.with_suffix(".partial")
+            partial.write_bytes(msgspec.json.encode(sorted(names)))
+            partial.replace(self._path)
+
+    def _stored(self) -> set[str]:
+        try:
+            return set(msgspec.json.decode(self._path.read_bytes(), type=list[str]))
+        except FileNotFoundError:
+            return set()
+        except msgspec.DecodeError as error:
+            raise EnvironmentProblem(
+                f"{self._path} can't be read: {error}. Restore it, or delete it to begin anew."
+            ) from error
+
+
+def relocated_names(directory: Path) -> list[str]:
+    """Segments that the sidecar has moved aside."""
+    return sorted({_name(path) for path in _relocated(directory)})
+
+
+def bring_back(directory: Path, files: NodeFiles) -> list[str]:
+    """Moves what lies aside back into cdc_raw: whether all of it was sent is not known. The index comes last, it is
+    what the sidecar looks for."""
+    paths = sorted(_relocated(directory), key=lambda path: path.name.endswith(_INDEX))
+    for path in paths:
+        shutil.move(path, files.cdc_raw / path.name)
+    return sorted({_name(path) for path in paths})
+
+
+def delete(directory: Path, names: Sequence[str]) -> None:
+    for path in _relocated(directory):
+        if _name(path) in names:
+            path.unlink(missing_ok=True)
+
+
+def _relocated(directory: Path) -> list[Path]:
+    return [path for folder in ("archive", "error") for path in _listed(directory / folder)]
+
+
+def _segment(index: Path, commitlog: Path) -> Segment | None:
+    try:
+        lines = index.read_text().splitlines()
+    except FileNotFoundError:
+        return None
+    synced = int(lines[0]) if lines and lines[0].isdecimal() else 0
+    completed = len(lines) > 1 and lines[1] == "COMPLETED"
+    name = _name(index)
+    return Segment(name, synced, completed, not completed and not (commitlog / f"{name}.log").exists())
+
+
+def _name(path: Path) -> str:
+    return path.name.removesuffix(_INDEX).removesuffix(".log")
+
+
+def _listed(directory: Path) -> list[Path]:
+    try:
+        return [path for path in directory.iterdir() if path.name.startswith("CommitLog-")]
+    except FileNotFoundError:
+        return []
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _path(settings: dict[str, Any], key: str, yaml_path: Path) -> Path:
+    if not settings.get(key):
+        raise EnvironmentProblem(
+            f"{yaml_path} leaves {key} to a default that only the node knows. Write it there, or to sidecar.{key}."
+        )
+    return Path(str(settings[key]))
+
+
+def _existing(path: Path) -> Path:
+    return next((one for one in (path, *path.parents) if one.exists()), Path("/"))
+
+
+def _bytes(settings: dict[str, Any]) -> int:
+    """cdc_total_space, which older versions wrote in MiB without a unit; 0: not said."""
+    old = settings.get("cdc_total_space_in_mb")
+    if old:
+        return int(old) * MIB
+    match = _SIZE.fullmatch(str(settings.get("cdc_total_space", "")))
+    return int(match[1]) * _UNITS[match[2]] if match else 0

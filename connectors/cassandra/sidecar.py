@@ -1,0 +1,257 @@
+"""The sidecar as a process: started, its log read and kept, its health asked for, started again when it dies.
+
+It may never outlive this process (nobody would clean up behind it), and it may die at any time: see segments.py for why
+nothing is lost by that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import re
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from pipeline.core.clock import Clock
+from pipeline.core.errors import EnvironmentProblem
+
+log = logging.getLogger(__name__)
+
+LOG_BYTES_MAX = 20 << 20
+TAIL_LINES = 15
+HEALTH_TIMEOUT_S = 5.0
+SILENT_MAX = 12
+"""Health checks without an answer, after it once answered, that count as a death."""
+STEADY_S = 60.0
+DELAY_S_MAX = 30.0
+TROUBLE_LINGER_S = 0.5
+"""What it says right after the first sign of trouble is the cause."""
+
+TROUBLE = re.compile(
+    r"errored out|Failed to emit record|Unrecoverable error when reading commit log|Encountered a non-permissible "
+    r"exception|Error occurred while processing commit log"
+)
+"""It goes on after these, without what it could not read or send; it is stopped before that is beyond recall."""
+_CAUSE = re.compile(r"^Caused by: (?:[\w.$]+\.)?(\w+(?:Exception|Error))?:? ?(.*)")
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """How a sidecar is started and when it is given up."""
+
+    command: list[str]
+    log_file: Path
+    http_port: int
+    deaths_max: int
+    restart_delay_s: float
+    health_interval_s: float
+    before: Callable[[], None]
+    """Called before each start; may block for a moment."""
+
+
+class Sidecar:
+    """`run` keeps it alive until it is cancelled, and ends it then. Raises EnvironmentProblem when it keeps dying."""
+
+    def __init__(self, launch: Launch, clock: Clock) -> None:
+        self._launch = launch
+        self._clock = clock
+        self._process: asyncio.subprocess.Process | None = None
+        self._tail: deque[str] = deque(maxlen=200)
+        self._trouble: str | None = None
+        self._troubled = asyncio.Event()
+        self._wanted = ""
+        self.starts = 0
+        self.healthy = False
+        """Its last health check went well."""
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def trouble(self) -> str | None:
+        """What it said that makes its present work doubtful: what it has moved aside must not be deleted."""
+        return self._trouble
+
+    def restart(self, reason: str) -> None:
+        """Ends it; `run` starts it again at once, and that is no death."""
+        log.info("the sidecar is started again: %s", reason)
+        self._wanted = reason
+        self._troubled.set()
+
+    async def run(self) -> None:
+        launch = self._launch
+        deaths, delay_s = 0, launch.restart_delay_s
+        while True:
+            began = self._clock.monotonic_s()
+            cause = await self._live()
+            if self._wanted:
+                self._wanted = ""
+                continue
+            if self._clock.monotonic_s() - began > STEADY_S:
+                deaths, delay_s = 0, launch.restart_delay_s
+            deaths += 1
+            if deaths >= launch.deaths_max:
+                raise EnvironmentProblem(self._obituary(deaths, cause))
+            log.warning("The sidecar died (%s); it is started again in %.1f s.", cause, delay_s)
+            await self._clock.sleep(delay_s)
+            delay_s = min(delay_s * 2, DELAY_S_MAX)
+
+    async def _live(self) -> str:
+        """One life. Returns how it ended."""
+        await asyncio.to_thread(self._launch.before)
+        self._trouble = None
+        self._troubled.clear()
+        self._tail.clear()
+        self.starts += 1
+        process = self._process = await _start(self._launch.command)
+        assert process.stdout is not None
+        log.info("the sidecar runs as process %d, its log is %s", process.pid, self._launch.log_file)
+        tasks = [
+            asyncio.create_task(self._read(process.stdout), name="sidecar-log"),
+            asyncio.create_task(process.wait(), name="sidecar-process"),
+            asyncio.create_task(self._troubled.wait(), name="sidecar-trouble"),
+            asyncio.create_task(self._ask(), name="sidecar-health"),
+        ]
+        try:
+            await asyncio.wait(tasks[1:], return_when=asyncio.FIRST_COMPLETED)
+            if self._trouble is not None:
+                await self._clock.sleep(TROUBLE_LINGER_S)
+        finally:
+            self.healthy = False
+            await _kill(process)
+            await asyncio.wait(tasks[:1], timeout=5)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if self._trouble is not None:
+            return self._cause()
+        return f"exit code {process.returncode}"
+
+    async def _read(self, stream: asyncio.StreamReader) -> None:
+        kept = _LogFile(self._launch.log_file)
+        try:
+            while True:
+                try:
+                    line = await stream.readline()
+                except ValueError:
+                    continue  # a line beyond the reader's limit
+                if not line:
+                    return
+                kept.write(line)
+                text = line.decode(errors="replace").rstrip()
+                self._tail.append(text)
+                if self._trouble is None and TROUBLE.search(text):
+                    self._trouble = text
+                    self._troubled.set()
+        finally:
+            kept.close()
+
+    async def _ask(self) -> None:
+        """Returns when it answers no more."""
+        answered, silent = False, 0
+        while silent < SILENT_MAX:
+            await self._clock.sleep(self._launch.health_interval_s)
+            status = await health(self._launch.http_port)
+            if status is not None and not status and (self.healthy or not answered):
+                log.warning("The sidecar says that it is not healthy; is the node up?")
+            self.healthy = bool(status)
+            silent = silent + 1 if status is None and answered else 0
+            answered = answered or status is not None
+        log.warning("The sidecar answers no health check any more; it is ended.")
+
+    def _cause(self) -> str:
+        """The innermost cause is the one that says what is wrong."""
+        causes = [match for line in self._tail if (match := _CAUSE.match(line))]
+        if causes:
+            name, text = causes[-1].groups()
+            return f"{name or 'error'}: {text}"[:500]
+        return (self._trouble or "")[:500]
+
+    def _obituary(self, deaths: int, cause: str) -> str:
+        lines = "\n".join(f"  | {line[:300]}" for line in [line for line in self._tail if line.strip()][-TAIL_LINES:])
+        return (
+            f"The sidecar that reads Cassandra's commit log died {deaths} times: {cause}. What it has not sent stays "
+            f"in cdc_raw. Its log {self._launch.log_file} ends with:\n{lines or '  | (nothing)'}"
+        )
+
+
+async def health(port: int) -> bool | None:
+    """What its health check says; None: no answer."""
+    with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, IndexError, ValueError):
+        async with asyncio.timeout(HEALTH_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                writer.write(b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n")
+                status = await reader.readline()
+            finally:
+                writer.close()
+        return int(status.split()[1]) == 200
+    return None
+
+
+class _LogFile:
+    """Appends, and begins a new file when one is large; one old file is kept."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO = path.open("ab")
+
+    def write(self, line: bytes) -> None:
+        if self._file.tell() > LOG_BYTES_MAX:
+            self._file.close()
+            self._path.replace(self._path.with_suffix(".log.1"))
+            self._file = self._path.open("ab")
+        self._file.write(line)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+async def _start(command: list[str]) -> asyncio.subprocess.Process:
+    try:
+        return await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for us; we end it in our order
+            cwd="/",
+            limit=1 << 20,
+            preexec_fn=_die_with_parent(os.getpid()),
+        )
+    except OSError as error:
+        raise EnvironmentProblem(f"The sidecar can't be started ({command[0]}): {error}") from error
+
+
+def _die_with_parent(parent: int) -> Callable[[], None] | None:
+    """Linux ends the child with us, also when we are killed. Elsewhere only an orderly end takes it along."""
+    if sys.platform != "linux":
+        return None
+    set_option = ctypes.CDLL(None, use_errno=True).prctl
+
+    def prepare() -> None:
+        set_option(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # we died in between
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return prepare
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    """At once: it has no orderly end, and needs none."""
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
+
+
+_PR_SET_PDEATHSIG = 1
