@@ -275,7 +275,8 @@ def _group_order(node: Node, row: dict[str, Any], values: list[Any]) -> bytes:
         # Counts and sums are numbers already; the least, greatest and latest keep their column's type.
         encode = typed(encode_descending if text.startswith("-") else encode_value, types.get(column or ""))
         order += encode(_number_or_value(row[name]))
-    return order + b"".join(map(encode_value, values))
+    columns = zip(node.section.group_by, values, strict=True)
+    return order + b"".join(typed(encode_value, types.get(column))(value) for column, value in columns)
 
 
 def _number_or_value(value: Any) -> Any:

@@ -56,14 +56,11 @@ class TablePlan:
     def positions(self, columns: tuple[str, ...] | list[str]) -> tuple[int, ...]:
         return tuple(self.columns.index(column) for column in columns)
 
-    def key_values(self, values: Values) -> Values:
-        """The primary key is always stored first."""
-        return values[: len(self.key_columns)]
-
 
 @dataclass(slots=True)
 class OrderPlan:
-    """An ordered index: encoders of the sort columns, and what an entry carries (None: the child's key text).
+    """An ordered index: encoders of the sort columns and of the primary key's, the last tie-break; and what an entry
+    carries (None: the child's key text).
 
     A list without sections of its own carries each item's final bytes: reading the list is then one range of one index.
     """
@@ -285,7 +282,7 @@ class _Compiler:
             relation.group = table.positions(section.group_by)
             self._aggregates(node, relation, section)
         else:
-            order = tuple(self._sort_column(table, text) for text in section.order_by)
+            order = self._order(table, section.order_by)
             payload = None if node.children else _encoded(node.fields)
             relation.orders = (OrderPlan(order, payload, False, None),)
         return self._register(table, relation)
@@ -302,9 +299,9 @@ class _Compiler:
                 top = len(orders)
                 assert spec.column is not None
                 by = ("" if spec.function == "min" else "-") + (spec.by or spec.column)
-                sort = (self._sort_column(table, by),)
                 assert column is not None
-                orders.append(OrderPlan(sort, _encoded(operator.itemgetter(column)), spec.function != "latest", where))
+                order, payload = self._order(table, [by]), _encoded(operator.itemgetter(column))
+                orders.append(OrderPlan(order, payload, spec.function != "latest", where))
             elif spec.function != "share":
                 counters.append(CounterPlan(identifier, spec.function, column, where))
             node.aggregates.append(AggregatePlan(name, spec, identifier, top))
@@ -312,10 +309,13 @@ class _Compiler:
         fields = (counter_field(b"", COUNT_OFFSET + counter.identifier) for counter in counters)
         relation.orders, relation.counters = tuple(orders), tuple(zip(counters, fields, strict=True))
 
-    def _sort_column(self, table: TablePlan, text: str) -> tuple[int, Callable[[Any], bytes]]:
-        column = text.removeprefix("-")
-        encode = sortable.encode_descending if text.startswith("-") else sortable.encode_value
-        return table.columns.index(column), sortable.typed(encode, table.types.get(column))
+    def _order(self, table: TablePlan, order_by: list[str]) -> tuple[tuple[int, Callable[[Any], bytes]], ...]:
+        def encoder(column: str, encode: Callable[[Any], bytes]) -> tuple[int, Callable[[Any], bytes]]:
+            return table.columns.index(column), sortable.typed(encode, table.types.get(column))
+
+        up, down = sortable.encode_value, sortable.encode_descending
+        sorts = [encoder(text.removeprefix("-"), down if text.startswith("-") else up) for text in order_by]
+        return (*sorts, *(encoder(column, up) for column in table.key_columns))
 
     def _predicate(self, table: TablePlan, text: str | None) -> Predicate | None:
         if text is None:

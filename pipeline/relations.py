@@ -36,7 +36,7 @@ def memberships(
     changes = []
     for relation, link in zip(table.relations, links or (None,) * len(table.relations), strict=True):
         if link is not None and values is not None:
-            contribution = contribution_of(table, relation, key, values)
+            contribution = contribution_of(relation, key, values)
             changes.append(Membership(relation.index, link, key, version, contribution))
         left = {former[relation.place] for former in former_links} if former_links else ()
         for place in left:
@@ -45,14 +45,14 @@ def memberships(
     return changes
 
 
-def contribution_of(table: TablePlan, relation: RelationPlan, key: str, values: Values) -> Contribution | None:
+def contribution_of(relation: RelationPlan, key: str, values: Values) -> Contribution | None:
     """None when the relation's filter leaves the row out."""
     if relation.accept is not None and not relation.accept(values):
         return None
     if relation.plain:
         return _MEMBER
     group = group_prefix([values[position] for position in relation.group]) if relation.group else b""
-    entries = [_entry(table, order, group, key, values) for order in relation.orders]
+    entries = [_entry(order, group, key, values) for order in relation.orders]
     counters: list[tuple[bytes, int]] = []
     distincts: list[tuple[bytes, bytes]] = []
     for counter, suffix in relation.counters:
@@ -65,7 +65,7 @@ def group_prefix(values: list[Any]) -> bytes:
     return msgspec.json.encode(values)
 
 
-def _entry(table: TablePlan, order: OrderPlan, group: bytes, key: str, values: Values) -> bytes | None:
+def _entry(order: OrderPlan, group: bytes, key: str, values: Values) -> bytes | None:
     if order.where is not None and not order.where(values):
         return None
     if order.skip_null and values[order.columns[0][0]] is None:
@@ -74,7 +74,7 @@ def _entry(table: TablePlan, order: OrderPlan, group: bytes, key: str, values: V
     for position, encode in order.columns:
         prefix += encode(values[position])
     payload = key.encode() if order.payload is None else order.payload(values)
-    return sortable.make_entry(prefix, table.key_values(values), payload)
+    return sortable.make_entry(prefix, payload)
 
 
 def _count(

@@ -253,13 +253,11 @@ def _known(table: str, known: Mapping[str, _Column], column: str) -> str:
 
 
 def _order_term(table: str, known: Mapping[str, _Column], text: str) -> sql.Composed:
-    """Null is smallest; what is not a number or boolean sorts as its canonical text, by code point."""
+    """Null is smallest; what is no number, boolean or time sorts as its text, by code point."""
     column = _known(table, known, text.removeprefix("-"))
     kind, name = known[column].type_name, sql.Identifier(column)
-    if kind in _NUMBERS or kind == "boolean":
+    if kind in (*_NUMBERS, *_TIMES, "boolean"):
         term: sql.Composed | sql.Identifier = name
-    elif kind == "timestamp with time zone":
-        term = sql.SQL("replace({}::text, '+00', 'Z') COLLATE \"C\"").format(name)
     else:
         term = sql.SQL('{}::text COLLATE "C"').format(name)
     return term + sql.SQL(" DESC NULLS LAST" if text.startswith("-") else " ASC NULLS FIRST")

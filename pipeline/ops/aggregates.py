@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.ops.levels import Level, Row
 from pipeline.ops.reader import NUMBER_TYPES, Aggregating, Match, Measure, Values
-from pipeline.ops.sorting import number_of, sort_key
+from pipeline.ops.sorting import Kind, number_of, sort_key
 from schemas.context import Aggregate
 from schemas.keys import key_text, plain_decimal
 
@@ -133,7 +133,7 @@ class _Accumulator:
     def __init__(self, level: Level, name: str) -> None:
         self._spec = level.declared.aggregates[name]
         self._where = level.wheres.get(name)
-        self._key, self._numbers = level.entity.key, level.numbers
+        self._key, self._kind = level.entity.key, level.kind_of
         self._count, self._sum = 0, Decimal(0)
         self._distinct: set[str] = set()
         self._best: tuple[Any, Any, Any] | None = None
@@ -166,8 +166,8 @@ class _Accumulator:
             )
 
     def _consider(self, row: Row, by: Any, column: str, value: Any, greatest: bool) -> None:
-        order = sort_key(by, column in self._numbers)
-        key = tuple(sort_key(row[name], name in self._numbers) for name in self._key)
+        order = sort_key(by, self._kind(column))
+        key = tuple(sort_key(row[name], self._kind(name)) for name in self._key)
         best = self._best
         better = best is None or (order > best[0] if greatest else order < best[0])
         if better or (best is not None and order == best[0] and key < best[1]):
@@ -236,12 +236,12 @@ def plain(number: Decimal) -> int | Decimal:
 def _sorted(level: Level, objects: list[Row]) -> list[Row]:
     section = level.declared
 
-    def as_number(name: str) -> bool:
+    def kind_of(name: str) -> Kind:
         spec = section.aggregates.get(name)
-        return (spec.column if spec else name) in level.numbers
+        return level.kind_of(name if spec is None else spec.column or "")
 
     for text in reversed([*section.order_by, *section.group_by]):
         name = text.removeprefix("-")
-        numeric = as_number(name)
-        objects.sort(key=lambda item, n=name, a=numeric: sort_key(item[n], a), reverse=text.startswith("-"))  # type: ignore[misc]
+        kind = kind_of(name)
+        objects.sort(key=lambda item, n=name, k=kind: sort_key(item[n], k), reverse=text.startswith("-"))  # type: ignore[misc]
     return objects

@@ -10,7 +10,8 @@ from typing import Any
 
 from pipeline.core.errors import ConfigError
 from pipeline.masks import mask
-from pipeline.ops.reader import NUMBER_TYPES, TableReader
+from pipeline.ops.reader import NUMBER_TYPES, TIME_TYPES, TableReader
+from pipeline.ops.sorting import Kind
 from schemas.context import ContextSpec, Entity, FieldSpec, Section
 from schemas.expression import Expression, compile_expression
 from schemas.types import is_decimal, nested_too_deep
@@ -53,6 +54,20 @@ class Level:
     @property
     def limit(self) -> int:
         return 1 if self.declared.kind == "one" else self.declared.limit or ROWS_MAX
+
+    def kind_of(self, column: str) -> Kind:
+        """How the column's texts sort: as declared, else as the source has it."""
+        declared = self.entity.types.get(column, "")
+        if column in self.numbers:
+            return "number"
+        if declared.startswith(("timestamp", "date")) and not declared.endswith("[]"):
+            return "time"
+        return "text" if declared == "text" else self.source_kind(column)
+
+    def source_kind(self, column: str) -> Kind:
+        """How the source itself sorts the column."""
+        kind = self.types.get(column, "")
+        return "number" if kind in NUMBER_TYPES else "time" if kind in TIME_TYPES else "text"
 
     @property
     def order(self) -> tuple[str, ...]:

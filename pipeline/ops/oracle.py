@@ -15,7 +15,7 @@ import msgspec
 
 from pipeline.ops.aggregates import aggregate, empty_section
 from pipeline.ops.levels import Level, Row, build_levels, undeclared_numbers
-from pipeline.ops.reader import NUMBER_TYPES, Match, TableReader
+from pipeline.ops.reader import Match, TableReader
 from pipeline.ops.sorting import sort_key
 from schemas.context import ContextSpec
 from schemas.keys import key_text, plain_decimal, split_key_text
@@ -171,15 +171,15 @@ class Oracle:
 def _sorts_otherwise(level: Level) -> bool:
     """Whether the spec's declared types give an order that the source's own types would not."""
     columns = {text.removeprefix("-") for text in level.declared.order_by}
-    return any((column in level.numbers) != (level.types[column] in NUMBER_TYPES) for column in columns)
+    return any(level.kind_of(column) != level.source_kind(column) for column in (*columns, *level.entity.key))
 
 
 def _sorted(level: Level, rows: list[Row]) -> list[Row]:
-    """`rows` come by primary key among equals, and sorting keeps that."""
-    for text in reversed(level.declared.order_by):
-        column = text.removeprefix("-")
-        keys = [sort_key(row[column], column in level.numbers) for row in rows]
-        order = sorted(range(len(rows)), key=keys.__getitem__, reverse=text.startswith("-"))
+    """Equals by primary key: sorting keeps their order."""
+    order_by = [(text.removeprefix("-"), text.startswith("-")) for text in level.declared.order_by]
+    for column, descending in reversed([*order_by, *((column, False) for column in level.entity.key)]):
+        keys = [sort_key(row[column], level.kind_of(column)) for row in rows]
+        order = sorted(range(len(rows)), key=keys.__getitem__, reverse=descending)
         rows = [rows[index] for index in order]
     return rows
 

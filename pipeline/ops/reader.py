@@ -15,7 +15,7 @@ class TableReader(Protocol):
     ConfigError for a table or column that does not exist."""
 
     async def columns(self, table: str) -> dict[str, str]:
-        """Column → type, e.g. {"id": "bigint"}; the types named in NUMBER_TYPES hold numbers."""
+        """Column → type, e.g. {"id": "bigint"}; those in NUMBER_TYPES and TIME_TYPES sort as what they are."""
 
     def rows(
         self, table: str, columns: Sequence[str], match: Match | None, order: Sequence[str], limit: int | None
@@ -23,7 +23,8 @@ class TableReader(Protocol):
         """Canonical values of `columns`, in batches of bounded size.
 
         `match` None gives every row, else those that match any of its rows (it may give a few more; the caller checks).
-        `order` names columns, '-' descending; null is smallest, text goes by code point. `limit` is per matched row.
+        `order` names columns, '-' descending; null is smallest, text goes by code point, a column of TIME_TYPES by the
+        moment. `limit` is per matched row.
         """
 
     async def clock_us(self) -> int:
@@ -54,3 +55,4 @@ class Aggregating(Protocol):
 
 
 NUMBER_TYPES = frozenset({"smallint", "integer", "bigint", "real", "double precision", "numeric"})
+TIME_TYPES = frozenset({"date", "timestamp without time zone", "timestamp with time zone"})

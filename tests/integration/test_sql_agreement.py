@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psycopg
 import pytest
 
 from connectors.postgres.reader import PostgresReader
@@ -97,3 +98,83 @@ async def test_numeric_joins_that_nobody_declared_are_named(postgres_dsn: str, r
     assert (found["1"]["account"], oracle["1"]["account"]) == (None, {"n": 1})
     hints = (await Oracle.create(spec, {"shop": reader})).hints
     assert hints == ["public.accounts.id is numeric in the source: declare it under 'types' as decimal"]
+
+
+MOMENTS = [
+    None, "-infinity", "4713-01-02 00:00:00 BC", "0044-03-15 12:00:00.25 BC", "0044-03-15 12:00:00 BC",
+    "0043-03-15 12:00:00 BC", "0001-01-01 00:00:00", "2026-01-02 03:04:05", "2026-01-02 03:04:05.5",
+    "2026-01-02 03:04:05.50001", "2026-01-02 03:04:05.499999", "2026-01-02 03:04:06", "2026-01-02 00:00:00",
+    "9999-12-31 23:59:59.999999", "10000-01-01 00:00:00", "10000-01-01 00:00:00.1", "100000-01-01 00:00:00", "infinity",
+]  # fmt: skip
+TIMES = """
+CREATE TABLE sensors (id int PRIMARY KEY);
+CREATE TABLE readings (
+  id int, sensor int, zoned timestamptz NOT NULL, plain timestamp, day date, said text, PRIMARY KEY (zoned, id)
+);
+INSERT INTO sensors VALUES (1), (2);
+"""
+
+
+def fill(dsn: str) -> list[int]:
+    """The ids of sensor 1 in the order of their moments, as SQL has it."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(TIMES)
+        for number, moment in enumerate(MOMENTS, 1):
+            said = moment.replace(" ", "T", 1) + "Z" if moment and moment.startswith("2026") else None
+            day = None if moment is None or moment.startswith("10000") else moment
+            connection.execute(
+                "INSERT INTO readings VALUES (%s, %s, coalesce(%s::timestamptz, '2020-01-01'), %s::timestamp, "
+                "%s::timestamp::date, %s)",
+                (number, 1 + number % 7 // 6, moment, moment, day, said),
+            )
+        query = "SELECT id FROM readings WHERE sensor = 1 ORDER BY zoned, id"
+        return [number for (number,) in connection.execute(query).fetchall()]
+
+
+def sections_of_times(more: dict[str, Any]) -> dict[str, Any]:
+    many = {"entity": "readings", "kind": "many", "on": {"sensor": "id"}, **more}
+    found: dict[str, Any] = {"by_key": {**many, "fields": ["id"]}}
+    for column in ("zoned", "plain", "day"):
+        found[f"first_{column}"] = {**many, "fields": ["id", column], "order_by": [column, "id"]}
+        found[f"last_{column}"] = {**many, "fields": ["id", column], "order_by": [f"-{column}"], "limit": 3}
+        found[f"one_{column}"] = {**found[f"last_{column}"], "kind": "one"}
+        del found[f"one_{column}"]["limit"]
+        aggregates = {"least": {"min": column}, "most": {"max": column}, "newest": {"latest": "id", "by": column}}
+        found[f"sums_{column}"] = {**many, "aggregates": aggregates}
+        found[f"groups_{column}"] = {**many, "aggregates": {"n": "count"}, "group_by": [column]}
+    aggregates = {"most": {"max": "zoned"}}
+    found["by_most"] = {**many, "aggregates": aggregates, "group_by": ["id"], "order_by": ["-most"]}
+    return found
+
+
+@pytest.mark.parametrize("declared", [{}, {"zoned": "timestamptz", "plain": "timestamp"}], ids=["bare", "declared"])
+@pytest.mark.parametrize("more", [{}, {"filter": "id > 0"}], ids=["by SQL", "from rows"])
+async def test_times_are_ordered_as_in_the_database(
+    postgres_dsn: str, reader: PostgresReader, more: dict[str, str], declared: dict[str, str]
+) -> None:
+    ordered = fill(postgres_dsn)
+    entities = {"sensors": {}, "readings": {"key": ["zoned", "id"], "types": declared}}
+    found, oracle = await both(spec_of("sensors", entities, sections_of_times(more)), reader)
+    assert found == oracle
+    assert [item["id"] for item in found["1"]["by_key"]] == ordered
+    assert [item["id"] for item in found["1"]["first_zoned"]] == ordered
+    assert found["1"]["sums_zoned"] == {"least": "-infinity", "most": "infinity", "newest": ordered[-1]}
+
+
+@pytest.mark.parametrize("more", [{}, {"filter": "id > 0"}], ids=["by SQL", "from rows"])
+async def test_times_in_a_text_column_are_text_where_the_spec_says_so(
+    postgres_dsn: str, reader: PostgresReader, more: dict[str, str]
+) -> None:
+    fill(postgres_dsn)
+    many = {"entity": "readings", "kind": "many", "on": {"sensor": "id"}, **more}
+    sections = {
+        "first": {**many, "fields": ["id"], "order_by": ["said"]},
+        "last": {**many, "fields": ["id"], "order_by": ["-said"], "limit": 4},
+        "sums": {**many, "aggregates": {"least": {"min": "said"}, "newest": {"latest": "id", "by": "said"}}},
+    }
+    for declared in ("text", "timestamptz"):
+        entities = {"sensors": {}, "readings": {"key": ["zoned", "id"], "types": {"said": declared}}}
+        found, oracle = await both(spec_of("sensors", entities, sections), reader)
+        assert found == oracle
+        places = [item["id"] for item in found["1"]["first"]]
+        assert (places.index(9) < places.index(8)) == (declared == "text")
