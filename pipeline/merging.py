@@ -146,14 +146,16 @@ class Merging:
             state = cells.merged(state, mutation, listed)
         state = self._deleted_by_neighbours(row.table, state, before)
         now_us = self._now_us()
-        unexpired, state = state, cells.expired(state, now_us)
+        state = cells.expired(state, now_us)
         look_us = next_us = cells.next_expiry_us(state)
-        if not row.own and (state is not unexpired or known.foreign):
+        by_clock = cells.expired(known, now_us) is not known
+        if by_clock or (known.foreign and not row.own):
             # No record repeats what the clock did: should we die before all of it is done, another look does it again.
             look_us = min(next_us or now_us + LOOK_AGAIN_US, now_us + LOOK_AGAIN_US)
-            self._looks[row.place.table, row.place.key] = Look(row.place.table, row.place.key, look_us, next_us)
-        confirmed = first_changed and not row.foreign and not known.foreign
-        foreign = bool(row.foreign) or (known.foreign and not first_changed)
+            if not row.own:
+                self._looks[row.place.table, row.place.key] = Look(row.place.table, row.place.key, look_us, next_us)
+        confirmed = first_changed and not row.foreign and not known.foreign and not by_clock
+        foreign = bool(row.foreign) or by_clock or (known.foreign and not first_changed)
         state = msgspec.structs.replace(state, foreign=foreign)
         values = cells.values_of(state, row.table.columns)
         write = CellWrite(
