@@ -7,6 +7,7 @@ never show the value, because they travel to logs and dead letters.
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import re
 import uuid
@@ -110,7 +111,10 @@ def declared_decimal(scale: int) -> Converter:
         # base64 has neither a dot nor a minus.
         if "." in value or "-" in value or value.upper() in _NUMBER_WORDS:
             return decimal(value)
-        return precise(value)  # type: ignore[no-any-return]
+        try:
+            return precise(value)  # type: ignore[no-any-return]
+        except binascii.Error:
+            raise ValueError("no base64; declare decimal if the wire holds the number as text") from None
 
     return convert
 

@@ -60,9 +60,32 @@ async def _check(
     for source in sources:
         if _reached(checked[source.name]) and _reached(kafka):
             checked[source.name] += await _check_position(config, source)
+    ours = {*config.sources} - {source.name for source in sources if source.plugin.source is None}
+    declared = [finding for spec in contexts.values() for finding in _check_decimals(spec, ours)]
     redis = [_check_redis(str(config.redis.url))]
     versions = [await _check_version(config, spec) for spec in concerned] if _reached(redis) else []
-    return [*(finding for found in checked.values() for finding in found), *kafka, *redis, *versions], costs
+    found = [finding for source in sources for finding in checked[source.name]]
+    return [*found, *declared, *kafka, *redis, *versions], costs
+
+
+def _check_decimals(spec: ContextSpec, ours: set[str]) -> list[Finding]:
+    """Declared decimals that say one thing where Debezium writes numbers as base64 and another where it writes text."""
+    from connectors.source import Finding
+    from schemas.types import scale_of
+
+    return [
+        Finding(
+            "note",
+            f"context {spec.context}: {entity.table}.{column}",
+            f"declared {declared}: read as base64, as Debezium writes it without schemas; under decimal.handling.mode "
+            "string it would be text, and 1250 is base64 of another number",
+            f"If Debezium writes it as text, declare it under 'types' of entity {name} as decimal.",
+        )
+        for name, entity in spec.entities.items()
+        if entity.source not in ours
+        for column, declared in entity.types.items()
+        if scale_of(declared) == 0
+    ]
 
 
 def _reached(findings: Iterable[Finding]) -> bool:

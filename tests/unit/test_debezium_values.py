@@ -95,9 +95,7 @@ def test_a_type_that_is_unknown_here_spoils_its_own_column_alone(field: dict[str
 
 
 def test_a_key_of_a_type_that_is_unknown_here_names_no_row() -> None:
-    with pytest.raises(
-        DecodeError, match=r"column c: .* io\.debezium\.data\.New \(this type is unknown here\)"
-    ):
+    with pytest.raises(DecodeError, match=r"column c: .* io\.debezium\.data\.New \(this type is unknown here\)"):
         decode_record(with_schemas({"c": {}}, [UNKNOWN]))
 
 
@@ -167,3 +165,8 @@ def test_structs_that_speak_for_themselves_need_no_declaration() -> None:
     event = decode_record(plain(row))
     assert event is not None
     assert event.row == {"id": 1, "n": "3.14159", "p": {"x": 1.0, "y": 2.0}}
+
+
+def test_decimal_text_under_a_declared_scale_is_refused_with_the_remedy() -> None:
+    with pytest.raises(DecodeError, match=r"column c: .* declare decimal if the wire holds the number as text"):
+        decode_record(plain({"id": 1, "c": "12500"}), {"p.t": {"c": "decimal(10,0)"}})
