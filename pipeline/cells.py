@@ -16,6 +16,7 @@ import msgspec
 
 from pipeline.sortable import encode_value, typed
 from schemas.mutation import Bound, Cell, Elements, Marker, Mutation
+from schemas.types import UnknownValue
 
 _NEVER = -(1 << 63)
 _VALUE_BITS = 48
@@ -220,7 +221,8 @@ def _without_value(cell: Cell) -> Cell:
 
 def _digest(cell: Cell) -> str:
     """Decides between two unlisted values of one timestamp the same way everywhere, and tells nothing of them."""
-    return hashlib.blake2b(value_bytes(cell), digest_size=8).hexdigest()
+    value = b"" if isinstance(cell.value, UnknownValue) else value_bytes(cell)
+    return hashlib.blake2b(value, digest_size=8).hexdigest()
 
 
 def _covered(state: RowState) -> RowState:

@@ -119,7 +119,7 @@ def _change_of(table: TablePlan, event: ChangeEvent, record: Record) -> Change |
 
 
 def _examine(value: Any, column: str) -> None:
-    if value.__class__ is UnknownValue:
+    if isinstance(value, UnknownValue):
         raise Poison(value.refusal(column))
     if nested_too_deep(value):
         raise Poison(f"a value that is nested more than {NESTING_MAX} levels deep")
@@ -138,9 +138,9 @@ def _write_of(table: TablePlan, event: ChangeEvent, mutation: Mutation, record: 
             f"the key names {', '.join(given) or 'no column'} of {table.table}, where {', '.join(known)} should be; "
             "write the columns of the table's partition key as partition_key of the entity"
         )
-    for cell in mutation.cells.values():
-        if isinstance(cell, Cell) and nested_too_deep(cell.value):
-            raise Poison(f"a value that is nested more than {NESTING_MAX} levels deep")
+    for column, cell in mutation.cells.items():
+        if isinstance(cell, Cell) and column in table.columns:
+            _examine(cell.value, column)
     key = _key(table, key_row) if known == columns else None
     partition = key_text([key_row[column] for column in leading]) if clustered else None
     return Write(record, table, key_row, key, partition, mutation, event.commit_time_us)

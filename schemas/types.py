@@ -14,7 +14,7 @@ TYPE_NAMES = (
     "decimal", "numeric", "integer", "float", "number", "text", "boolean", "bytes", "bits", "json", "hstore", "uuid",
     "date", "date_ms", "time_ms", "time_us", "time_ns",
     "timestamp", "timestamp_ms", "timestamp_us", "timestamp_ns",
-    "timestamptz", "timestamptz_ms", "timestamptz_us", "interval_us", "point",
+    "timestamptz", "timestamptz_ms", "timestamptz_us", "interval_us", "point", "frozen",
 )  # fmt: skip
 """Also `decimal(precision,scale)` and `bits(length)`; `timestamp` is `timestamp_us`; `type[]` is an array."""
 
@@ -54,6 +54,20 @@ class UnknownValue:
     def refusal(self, column: str) -> str:
         """Why a row is refused, in words."""
         return f"column {column}: not a value of type {self.type_name} (this type is unknown here)"
+
+
+class UnsureValue(UnknownValue):
+    """A collection from Debezium's connector for Cassandra, which writes elements that were added, elements that were
+    removed and a whole new collection alike. Of a frozen one it is the whole: then its column is declared so."""
+
+    __slots__ = ()
+
+    def refusal(self, column: str) -> str:
+        return (
+            f"column {column} holds a {self.type_name}, and Debezium's connector for Cassandra does not tell adding and "
+            "removing elements from overwriting; declare it in the entity's types if it is frozen "
+            f"(types: {{{column}: frozen}}), else leave it out"
+        )
 
 
 def nested_too_deep(value: Any, levels: int = NESTING_MAX) -> bool:
