@@ -64,8 +64,8 @@ class UnsureValue(UnknownValue):
 
     def refusal(self, column: str) -> str:
         return (
-            f"column {column} holds a {self.type_name}, and Debezium's connector for Cassandra does not tell adding and "
-            "removing elements from overwriting; declare it in the entity's types if it is frozen "
+            f"column {column} holds a {self.type_name}, and Debezium's connector for Cassandra does not tell adding "
+            "and removing elements from overwriting; declare it in the entity's types if it is frozen "
             f"(types: {{{column}: frozen}}), else leave it out"
         )
 
