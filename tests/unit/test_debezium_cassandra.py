@@ -124,7 +124,7 @@ def test_declared_types_become_canonical() -> None:
     cells = event.mutation.cells if event.mutation else {}
     values: dict[str, Any] = {column: cell.value for column, cell in cells.items() if isinstance(cell, Cell)}
     assert values["d"] == "12345678901234567890.123456789" and values["da"] == "2024-02-29"
-    assert values["ts"] == "1969-12-31T23:59:59.999Z" and values["tm"] == "13:30:54.234567891"
+    assert values["ts"] == "1969-12-31T23:59:59.999Z"
     assert (
         values["vc"] == "ü€😀"
         and values["bi"] == 9223372036854775807
