@@ -140,22 +140,7 @@ class Publisher:
                 await admin.close()
 
     async def _create(self, admin: Any, wanted: dict[str, tuple[int, dict[str, str]]]) -> None:
-        existing = set(await admin.list_topics())
-        new = [
-            NewTopic(name, partitions, self._settings.replication_factor, topic_configs=configs)
-            for name, (partitions, configs) in wanted.items()
-            if name not in existing
-        ]
-        if not new:
-            return
-        response = await admin.create_topics(new)
-        for name, code, *details in response.topic_errors:
-            error = for_code(code)
-            if code == 0:
-                self._created.add(name)
-            if code != 0 and error is not TopicAlreadyExistsError:
-                reason = details[0] if details and details[0] else error.__name__
-                raise EnvironmentProblem(f"Kafka refuses to create the topic {name}: {reason}")
+        self._created |= await _create_topics(admin, self._settings, wanted)
 
     async def _describe(self, admin: Any, names: list[str]) -> None:
         resources = [ConfigResource(ConfigResourceType.TOPIC, name, {"max.message.bytes": ""}) for name in names]
@@ -275,6 +260,41 @@ async def _records_of(settings: KafkaSettings, topic: str) -> list[StoredRecord]
         finally:
             await consumer.stop()
     return found
+
+
+async def ensure_topics(settings: KafkaSettings, names: Sequence[str], configs: dict[str, str]) -> None:
+    """Creates those that are missing, with one partition. Raises Retryable when Kafka is away."""
+    admin = AIOKafkaAdminClient(**settings.client())
+    with mapped_errors(settings.bootstrap_servers):
+        try:
+            await admin.start()
+            await _create_topics(admin, settings, dict.fromkeys(names, (1, configs)))
+        finally:
+            await admin.close()
+
+
+async def _create_topics(
+    admin: Any, settings: KafkaSettings, wanted: dict[str, tuple[int, dict[str, str]]]
+) -> set[str]:
+    """`wanted`: partitions and configuration by name. Returns those that did not exist."""
+    existing = set(await admin.list_topics())
+    new = [
+        NewTopic(name, partitions, settings.replication_factor, topic_configs=configs)
+        for name, (partitions, configs) in wanted.items()
+        if name not in existing
+    ]
+    if not new:
+        return set()
+    created = set()
+    response = await admin.create_topics(new)
+    for name, code, *details in response.topic_errors:
+        error = for_code(code)
+        if code == 0:
+            created.add(name)
+        if code != 0 and error is not TopicAlreadyExistsError:
+            reason = details[0] if details and details[0] else error.__name__
+            raise EnvironmentProblem(f"Kafka refuses to create the topic {name}: {reason}")
+    return created
 
 
 async def check_kafka(settings: KafkaSettings, topics: Sequence[str], kept: Sequence[str] = ()) -> list[Finding]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ FULL_RATIO = 0.97
 _INDEX = "_cdc.idx"
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": 1 << 30}
 _SIZE = re.compile(r"\s*(\d+)\s*(B|KiB|MiB|GiB)\s*")
-_OFFSET = re.compile(r"=(CommitLog-[\d-]+)\.log\\?:(\d+)\s*$", re.MULTILINE)
 
 
 class NodeFiles(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,12 +118,15 @@ def fill_finding(picture: Picture, files: NodeFiles, warn_ratio: float) -> Findi
     return Finding("unfit" if ratio >= FULL_RATIO else "warning", "cdc_raw", f"{shown}: {full}", mend)
 
 
-def unread_bytes(picture: Picture, offsets: str) -> int:
-    """Bytes of changes on disk behind the newest one that Kafka has; `offsets` is the text of the sidecar's file."""
-    reached = max(((int(name.rsplit("-", 1)[1]), int(at)) for name, at in _OFFSET.findall(offsets)), default=(0, 0))
-    number, at = reached
-    later = sum(one.synced for one in picture.segments if one.number > number)
-    return later + sum(max(0, one.synced - at) for one in picture.segments if one.number == number)
+def unread_bytes(picture: Picture, reached: Mapping[str, int]) -> int:
+    """Bytes of changes on disk behind those that the sidecar has reached, by segment."""
+    return sum(max(0, one.synced - reached.get(one.name, 0)) for one in picture.segments)
+
+
+def synced(files: NodeFiles, name: str) -> int:
+    """Up to where the changes of a segment are on disk; 0 when it is gone."""
+    segment = _segment(files.cdc_raw / f"{name}{_INDEX}", files.commitlog)
+    return segment.synced if segment is not None else 0
 
 
 class Ledger:
@@ -138,9 +140,17 @@ class Ledger:
         """Segments that are gone from cdc_raw without having been read. List `present` before `relocated`: a segment
         that moves in between is then in one of the two."""
         here = set(present) | set(relocated)
-        lost = sorted(self._pending - here)
-        self._keep(here)
+        lost = self.missing(present, relocated)
+        self._keep(self._pending | here)
         return lost
+
+    def missing(self, present: Iterable[str], relocated: Iterable[str]) -> list[str]:
+        """The same, and nothing is noted."""
+        return sorted(self._pending - set(present) - set(relocated))
+
+    def forget(self) -> None:
+        """Whatever was lost: everything is read anew."""
+        self._keep(set())
 
     def done(self, read: Sequence[str]) -> None:
         """Before they are deleted."""
@@ -189,13 +199,15 @@ def _relocated(directory: Path) -> list[Path]:
 
 
 def _segment(index: Path, commitlog: Path) -> Segment | None:
+    name = _name(index)
     try:
         lines = index.read_text().splitlines()
     except FileNotFoundError:
         return None
+    if not index.with_name(f"{name}.log").exists():
+        return None  # the node may write the index of a segment that was given up halfway once more
     synced = int(lines[0]) if lines and lines[0].isdecimal() else 0
     completed = len(lines) > 1 and lines[1] == "COMPLETED"
-    name = _name(index)
     return Segment(name, synced, completed, not completed and not (commitlog / f"{name}.log").exists())
 
 

@@ -41,6 +41,7 @@ TROUBLE = re.compile(
     r"exception|Error occurred while processing commit log"
 )
 """It goes on after these, without what it could not read or send; it is stopped before that is beyond recall."""
+_READ = re.compile(r"Finished reading \S*?(CommitLog-[\d-]+)\.log")
 _CAUSE = re.compile(r"^Caused by: (?:[\w.$]+\.)?(\w+(?:Exception|Error))?:? ?(.*)")
 
 
@@ -55,6 +56,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     health_interval_s: float
     before: Callable[[], None]
     """Called before each start; may block for a moment."""
+    on_read: Callable[[str], None]
+    """Called with a segment each time that it has been read to its present end."""
 
 
 class Sidecar:
@@ -149,6 +152,8 @@ class Sidecar:
                 kept.write(line)
                 text = line.decode(errors="replace").rstrip()
                 self._tail.append(text)
+                if read := _READ.search(text):
+                    self._launch.on_read(read[1])
                 if self._trouble is None and TROUBLE.search(text):
                     self._trouble = text
                     self._troubled.set()
