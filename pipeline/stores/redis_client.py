@@ -136,6 +136,9 @@ class RedisClient:
     async def load_functions(self) -> None:
         """On every primary; replaces nothing that another release uses, because names carry the text's hash."""
         try:
+            # A server that wants a password takes no argument as long as the library from one that has not given it,
+            # and says something else of that than that a password is missing.
+            await self.connection.ping()
             if self.settings.cluster:
                 command = ("FUNCTION LOAD", "REPLACE", _LIBRARY)
                 await self.connection.execute_command(*command, target_nodes=RedisCluster.PRIMARIES)
