@@ -18,9 +18,10 @@ import msgspec
 from cassandra import ConsistencyLevel
 from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable
+from cassandra.metadata import Murmur3Token
 from cassandra.policies import DCAwareRoundRobinPolicy, TokenAwarePolicy
 from cassandra.protocol import ProtocolHandler, ResultMessage, read_int
-from cassandra.query import SimpleStatement
+from cassandra.query import BatchStatement, BatchType, SimpleStatement
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from connectors.cql.errors import mapped, mapped_errors
@@ -42,6 +43,8 @@ _TOLD_OTHERWISE = (
     "Control connection failed to connect",
     "[control connection] Error conn",
 )
+_PROTOCOL = 4
+"""Values have had one form since then."""
 logging.getLogger("cassandra.cluster").addFilter(_Calm())
 
 Consistency = Literal["ONE", "LOCAL_ONE", "TWO", "QUORUM", "LOCAL_QUORUM", "EACH_QUORUM", "ALL"]
@@ -78,6 +81,15 @@ class Rows(msgspec.Struct, frozen=True):
 
     columns: Sequence[tuple[str, CqlType]]
     rows: list[tuple[bytes | None, ...]]
+    driver_types: Sequence[Any] = ()
+
+    def objects(self) -> list[dict[str, Any]]:
+        """The rows as the driver's own values, which it also takes as parameters."""
+        named = [(name, kind) for (name, _), kind in zip(self.columns, self.driver_types, strict=True)]
+        return [
+            {name: kind.from_binary(value, _PROTOCOL) for (name, kind), value in zip(named, row, strict=True)}
+            for row in self.rows
+        ]
 
     def dicts(self) -> list[dict[str, Any]]:
         """The rows as canonical values."""
@@ -137,7 +149,7 @@ class CqlSession:
     ) -> Rows:
         """The whole answer."""
         pages = [page async for page in self.pages(query, parameters, consistency=consistency)]
-        return Rows(pages[0].columns, [row for page in pages for row in page.rows])
+        return msgspec.structs.replace(pages[0], rows=[row for page in pages for row in page.rows])
 
     async def pages(
         self, query: str | Prepared, parameters: Sequence[Any] = (), *, consistency: Consistency | None = None
@@ -150,13 +162,26 @@ class CqlSession:
             if state is None:
                 return
 
+    async def batch(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> None:
+        """Several writes of one partition as one, which is there as a whole or not at all."""
+        together = BatchStatement(BatchType.UNLOGGED)
+        for query, parameters in statements:
+            prepared = await self.prepare(query)
+            with mapped_errors(self.where):
+                together.add(prepared.statement, tuple(parameters))
+        await self._send(together, None)
+
+    async def token(self, query: str, parameters: Sequence[Any]) -> int:
+        """The token of the partition that a statement's parameters name."""
+        prepared = await self.prepare(query)
+        return int(Murmur3Token.hash_fn(prepared.statement.bind(tuple(parameters)).routing_key))
+
     async def close(self) -> None:
         await asyncio.to_thread(self._cluster.shutdown)
 
     async def _request(
         self, query: str | Prepared, parameters: Sequence[Any], state: Any, consistency: Consistency | None
     ) -> tuple[Rows, Any]:
-        loop = asyncio.get_running_loop()
         if isinstance(query, str) and parameters:
             query = await self.prepare(query)
         columns: Sequence[tuple[str, CqlType]] = ()
@@ -169,6 +194,13 @@ class CqlSession:
         statement.fetch_size = self.server.page_rows
         if consistency is not None:
             statement.consistency_level = ConsistencyLevel.name_to_value[consistency]
+        rows, sent = await self._send(statement, state)
+        if sent._col_names and [name for name, _ in columns] != list(sent._col_names):
+            columns = tuple(zip(sent._col_names, map(type_of, sent._col_types), strict=True))
+        return Rows(columns, rows or [], sent._col_types or ()), sent._paging_state
+
+    async def _send(self, statement: Any, state: Any) -> tuple[Any, Any]:
+        loop = asyncio.get_running_loop()
         async with self._slots:
             answered: asyncio.Future[Any] = loop.create_future()
             with mapped_errors(self.where):
@@ -179,9 +211,7 @@ class CqlSession:
             rows = await answered
         if isinstance(rows, Exception):
             raise mapped(rows, self.where) from rows
-        if sent._col_names and [name for name, _ in columns] != list(sent._col_names):
-            columns = tuple(zip(sent._col_names, map(type_of, sent._col_types), strict=True))
-        return Rows(columns, rows or []), sent._paging_state
+        return rows, sent
 
 
 async def connect(server: CqlServer) -> CqlSession:

@@ -1,0 +1,1 @@
+"""The Scylla source: the CDC log tables, read in time windows, stream by stream."""
