@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from pipeline.core.errors import CtxpipeError
+from pipeline.core.errors import CtxpipeError, Fatal
 
 
 class BatchProducer(Protocol):
@@ -103,6 +103,8 @@ class Lane:
                 await (await self._producer.send_batch(batch.builder, self._topic, partition=self._partition))
         except CtxpipeError as error:
             self._fail(error, batch)
+        except Exception as error:  # noqa: BLE001 - whoever waits for the delivery would wait for ever
+            self._fail(Fatal(f"A batch for {self._topic} could not be sent, and why is not known: {error!r}"), batch)
         else:
             if not batch.done.done():
                 batch.done.set_result(None)

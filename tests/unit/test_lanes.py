@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from connectors.lanes import Lane
-from pipeline.core.errors import Retryable
+from pipeline.core.errors import Fatal, Retryable
 
 
 class Builder:
@@ -94,3 +94,17 @@ async def test_nothing_overtakes_what_was_lost() -> None:
     lane.go()
     await turns()
     assert producer.sent == [[b"1"]]
+
+
+async def test_a_failure_that_nobody_foresaw_ends_the_wait_too() -> None:
+    producer = Producer()
+    lane = Lane(producer, "t", 0, errors)
+    first = lane.append(b"a", b"1", ())
+    lane.go()
+    second = lane.append(b"b", b"2", ())
+    await turns()
+    producer.futures[0].set_exception(RuntimeError("a bug"))
+    await turns()
+    for pending in (first, second):
+        with pytest.raises(Fatal, match="a bug"):
+            await asyncio.wait_for(pending.done, 5)
