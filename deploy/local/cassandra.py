@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 from deploy.local import install
@@ -67,8 +68,11 @@ class CassandraServer(Server):
         name: str | None = None,
         log_dir: Path | None = None,
         heap_mib: int = 1024,
+        settings: Mapping[str, object] | None = None,
     ) -> None:
+        """`settings` are added to cassandra.yaml, e.g. cdc_total_space and cdc_block_writes."""
         super().__init__(data_dir, port, name=name, log_dir=log_dir)
+        self.settings = dict(settings or {})
         self.storage_port = storage_port or choose_port()
         self.heap_mib = heap_mib
 
@@ -83,7 +87,7 @@ class CassandraServer(Server):
     def prepare(self) -> None:
         self.data_dir.mkdir(parents=True, exist_ok=True)
         # JSON is YAML, and it quotes paths rightly
-        self._config.write_text(json.dumps(self._settings(), indent=2))
+        self.config_file.write_text(json.dumps({**self._settings(), **self.settings}, indent=2))
         (self.data_dir / "logback.xml").write_text(LOGGING)
 
     def command(self) -> list[str]:
@@ -92,7 +96,7 @@ class CassandraServer(Server):
         words += [f"--add-opens={package}=ALL-UNNAMED" for package in OPENS]
         properties = {
             "jdk.attach.allowAttachSelf": "true",
-            "cassandra.config": self._config.as_uri(),
+            "cassandra.config": self.config_file.as_uri(),
             "cassandra.storagedir": str(self.data_dir),
             "cassandra-foreground": "yes",
             "cassandra.ring_delay_ms": "1000",
@@ -112,7 +116,8 @@ class CassandraServer(Server):
         return len(header) == 9 and header[4] == SUPPORTED_OPCODE
 
     @property
-    def _config(self) -> Path:
+    def config_file(self) -> Path:
+        """Its cassandra.yaml; the connector's sidecar reads it, too."""
         return (self.data_dir / "cassandra.yaml").absolute()
 
     def _settings(self) -> dict[str, object]:
