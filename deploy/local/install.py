@@ -70,11 +70,15 @@ def cassandra_java_program() -> str:
     return _found("java 17")
 
 
+def available(server: str) -> bool:
+    """Whether Kafka or Cassandra can be started at once, without installing or fetching anything."""
+    programs = [_PROGRAMS[name] for name in _needs(server) if name != "mvn"]
+    return all(program.find() is not None for program in programs) and _jars_directory(server).is_dir()
+
+
 def jars(server: str, say: Callable[[str], None] = lambda _line: None) -> Path:
     """The directory with a server's jars, fetched by Maven on first use into a cache that all checkouts share."""
-    pom = Path(__file__).parent / f"{server}.pom.xml"
-    digest = hashlib.sha256(pom.read_bytes()).hexdigest()[:12]
-    target = cache_dir() / "jars" / f"{server}-{digest}"
+    pom, target = _pom(server), _jars_directory(server)
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -88,6 +92,15 @@ def jars(server: str, say: Callable[[str], None] = lambda _line: None) -> Path:
             run([*words, f"-DoutputDirectory={partial}"], f"Fetching {server} with Maven", timeout_s=MAVEN_TIMEOUT_S)
             partial.rename(target)
     return target
+
+
+def _pom(server: str) -> Path:
+    return Path(__file__).parent / f"{server}.pom.xml"
+
+
+def _jars_directory(server: str) -> Path:
+    digest = hashlib.sha256(_pom(server).read_bytes()).hexdigest()[:12]
+    return cache_dir() / "jars" / f"{server}-{digest}"
 
 
 def cache_dir() -> Path:
@@ -108,8 +121,7 @@ def _needs(server: str) -> list[str]:
         return ["postgres"]
     if server == "redis":
         return ["redis-server"]
-    pom = Path(__file__).parent / f"{server}.pom.xml"
-    if not pom.exists():
+    if not _pom(server).exists():
         raise EnvironmentProblem(f"No local server is called {server!r}; known: kafka, postgres, redis, cassandra.")
     return ["java" if server == "kafka" else "java 17", "mvn"]
 

@@ -1,0 +1,184 @@
+"""The source under test in motion: the production runtime over memory, or read by hand, batch by batch."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Protocol
+
+from connectors.conformance.harness import NAME, Folding, Harness, Rows
+from connectors.conformance.memory import MemoryPositions, MemorySink, fold_rows
+from connectors.conformance.waiting import eventually
+from connectors.registry import Configured, configure_one
+from connectors.runtime import Attempt, Runtime, RuntimeSettings
+from connectors.source import Batch, Position, Source, SourceRecord
+
+STREAMED_ID = 424_242
+IN_FLIGHT_BYTES_MAX = 1 << 20
+LAST_POSITIONS: deque[Position] = deque(maxlen=3)
+"""For the report of a failure."""
+
+
+class Target(Protocol):
+    """What `Running` needs: objects of one source, and what is true."""
+
+    def source(self) -> Source: ...
+
+    async def rows(self) -> Rows: ...
+
+
+class Subject:
+    """The harness with its section parsed: makes sources, runs and reads them."""
+
+    def __init__(self, harness: Harness) -> None:
+        self.harness = harness
+        self.configured: Configured = configure_one(harness.plugin, NAME, harness.section())
+
+    def source(self) -> Source:
+        return self.configured.source()
+
+    async def rows(self) -> Rows:
+        return await self.harness.rows()
+
+    async def write(self, rows: Mapping[int, str]) -> None:
+        await self.harness.write(rows)
+
+    def fold(self, records: Sequence[SourceRecord]) -> Rows:
+        return self.harness.fold(records) if isinstance(self.harness, Folding) else fold_rows(records)
+
+    def running(self, sink: MemorySink | None = None, positions: MemoryPositions | None = None) -> Running:
+        return Running(self, sink, positions, self.fold)
+
+    @asynccontextmanager
+    async def opened(self, position: Position | None) -> AsyncIterator[Source]:
+        source = self.source()
+        try:
+            await source.open(position)
+            yield source
+        finally:
+            await source.close()
+
+    async def streaming_position(self) -> Position:
+        """Where everything of now has been read, by a run that has ended. Writes a row, to be sure that it streams."""
+        await self.write({STREAMED_ID: "before the stream"})
+        async with self.running() as running:
+            await running.until_equal()
+            await self.write({STREAMED_ID: "in the stream"})
+            await running.until_equal()
+            await running.until(lambda: running.positions.saved, "a first position")
+        return running.positions.saved[-1]
+
+
+class Watched:
+    """A source whose batches and acknowledgements are written down."""
+
+    def __init__(self, source: Source, events: list[tuple[str, Any]], batches: list[Batch]) -> None:
+        self.inner = source
+        self._events = events
+        self._batches = batches
+        self.open, self.close = source.open, source.close
+
+    async def read(self) -> Batch:
+        batch = await self.inner.read()
+        self._batches.append(batch)
+        if batch.position is not None:
+            LAST_POSITIONS.append(batch.position)
+        return batch
+
+    async def acknowledge(self, position: Position) -> None:
+        self._events.append(("acknowledged", position))
+        await self.inner.acknowledge(position)
+
+
+class Running:
+    """A runtime in the background, over memory sink and positions."""
+
+    def __init__(
+        self,
+        target: Target,
+        sink: MemorySink | None = None,
+        positions: MemoryPositions | None = None,
+        fold: Callable[[Sequence[SourceRecord]], Rows] = fold_rows,
+    ) -> None:
+        self.sink = sink or MemorySink()
+        self.positions = positions or MemoryPositions()
+        self.sources: list[Source] = []
+        self.batches: list[Batch] = []
+        """Everything that was read, in order."""
+        self._target = target
+        self._fold = fold
+        settings = RuntimeSettings(
+            acknowledge_interval_s=0.01, retry_delay_s=0.05, in_flight_bytes_max=IN_FLIGHT_BYTES_MAX
+        )
+        self.runtime = Runtime(self._attempt, settings, randomness=random.Random(1))
+        self.task: asyncio.Task[None] | None = None
+
+    async def _attempt(self) -> Attempt:
+        source = self._target.source()
+        self.sources.append(source)
+        return Attempt(Watched(source, self.positions.events, self.batches), self.sink, self.positions)
+
+    async def __aenter__(self) -> Running:
+        self.task = asyncio.create_task(self.runtime.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self.task is not None
+        self.runtime.stop()
+        self.sink.release()
+        await asyncio.wait_for(self.task, timeout=30)
+
+    async def crash(self) -> None:
+        """Ends it without letting it finish anything."""
+        assert self.task is not None
+        self.task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self.task
+        self.task = asyncio.create_task(asyncio.sleep(0))
+
+    def alive(self) -> None:
+        if self.task is not None and self.task.done():
+            self.task.result()
+
+    async def until(self, probe: Callable[[], Awaitable[Any] | Any], what: str) -> None:
+        def checked() -> Any:
+            self.alive()
+            return probe()
+
+        await eventually(checked, what=what, timeout_s=40)
+
+    def fold(self) -> Rows:
+        return self._fold(self.sink.records)
+
+    async def until_equal(self, timeout_s: float = 40) -> None:
+        """The records, folded, are the table."""
+
+        async def difference() -> list[str]:
+            self.alive()
+            found, wanted = self.fold(), await self._target.rows()
+            wrong = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+            shown = [f"{key}: read {found.get(key)!r:.200}, is {wanted.get(key)!r:.200}" for key in wrong[:3]]
+            return [f"{len(wrong)} rows differ", *shown] if wrong else []
+
+        await eventually(difference, _nothing, what="records equal to the table", timeout_s=timeout_s)
+
+
+def _nothing(seen: list[str]) -> bool:
+    return not seen
+
+
+async def read_until(source: Source, marker: str, *, acknowledge: bool = False) -> list[Batch]:
+    """Batches up to the one whose records hold `marker`."""
+    batches: list[Batch] = []
+    while True:
+        batch = await asyncio.wait_for(source.read(), timeout=30)
+        batches.append(batch)
+        if batch.position is not None:
+            LAST_POSITIONS.append(batch.position)
+            if acknowledge:
+                await source.acknowledge(batch.position)
+        if any(record.value is not None and marker.encode() in record.value for record in batch.records):
+            return batches
