@@ -12,10 +12,12 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, field_validator
 
+from pipeline.core import debezium
 from pipeline.core.errors import ConfigError
 from schemas.context import ContextSpec, FieldSpec, Name, Section
 from schemas.context_file import ContextFile, read_context
 from schemas.errors import SpecError
+from schemas.source_format import SourceFormat
 from schemas.yaml_file import SECRET_KEY, Location, Mistake, mistakes_of, read_yaml, suggestion
 
 DEFAULT_PATH = "ctxpipe.yaml"
@@ -107,6 +109,15 @@ class Config(ConfigPart):
     def mask_key(self) -> bytes:
         """What plans hash with; load_contexts refuses specs that hash where there is none."""
         return b"" if self.mask_secret is None else self.mask_secret.get_secret_value().encode()
+
+    @property
+    def formats(self) -> dict[str, SourceFormat]:
+        """How the topics of sources that others fill are named and written."""
+        return {name: source.source_format() for name, source in debezium.debezium_sources(self.sources).items()}
+
+    def topic(self, source: str, table: str) -> str:
+        """Where the changes of a table are."""
+        return debezium.topic_of(self.sources, source, table)
 
     def shown(self) -> dict[str, Any]:
         """Everything but the secrets, for `--json` and logs."""
@@ -253,6 +264,9 @@ def _source_mistakes(config: Config) -> Iterator[Mistake]:
     for name, section in config.sources.items():
         if not isinstance(section.get("connector"), str):
             yield Mistake(("sources", name), "'connector' is missing; write connector: postgres")
+    foreign = {name: one for name, one in config.sources.items() if one.get("connector") == debezium.CONNECTOR}
+    mistakes = [mistake for name, section in foreign.items() for mistake in debezium.section_mistakes(name, section)]
+    yield from mistakes or debezium.topic_mistakes(debezium.debezium_sources(foreign))
 
 
 def _context_paths(config: Config, mistakes: list[str]) -> list[Path]:
@@ -283,8 +297,13 @@ def _context_mistakes(config: Config, spec: ContextSpec) -> Iterator[Mistake]:
             hint = suggestion(entity.source, config.sources)
             yield Mistake((*at, "source"), f"{config.path} has no source {entity.source!r}{hint}")
         tables = source.get("tables") if source else None
+        keyspace = source.get("keyspace") if source else None
+        if isinstance(tables, list):
+            tables = [table for table in tables if isinstance(table, str)]
+            if keyspace:  # where one is given, tables may be written without it
+                tables = [table if "." in table else f"{keyspace}.{table}" for table in tables]
         if isinstance(tables, list) and entity.table not in tables:
-            hint = suggestion(entity.table, [table for table in tables if isinstance(table, str)])
+            hint = suggestion(entity.table, tables)
             text = f"source {entity.source} does not capture {entity.table}; add it in {config.path}{hint}"
             yield Mistake((*at, "table"), text)
     if config.mask_secret is None:
