@@ -24,6 +24,7 @@ from pipeline.masks import mask
 from schemas.bundle import ROOT_UNIT
 from schemas.context import Aggregate, ContextSpec, FieldSpec, Section
 from schemas.expression import compile_expression
+from schemas.source_format import SourceFormat
 from schemas.topics import table_topic
 from schemas.types import NESTING_MAX, is_decimal, nested_too_deep
 
@@ -44,6 +45,7 @@ class TablePlan:
     table: str
     key_columns: tuple[str, ...]
     topic: str
+    format: SourceFormat | None = None
     columns: tuple[str, ...] = ()
     types: dict[str, str] = field(default_factory=dict)
     decimals: frozenset[str] = frozenset()
@@ -169,17 +171,28 @@ class Plan:
         return self.nodes[0]
 
 
-def compile_plan(spec: ContextSpec, compose: Mapping[str, str] | None = None, mask_secret: bytes = b"") -> Plan:
+_OWN_FORMATS: Mapping[str, SourceFormat] = {}
+
+
+def compile_plan(
+    spec: ContextSpec,
+    compose: Mapping[str, str] | None = None,
+    mask_secret: bytes = b"",
+    formats: Mapping[str, SourceFormat] = _OWN_FORMATS,
+) -> Plan:
     """Raises ConfigError for what only shows when entities meet (e.g. two entities of one table with other keys).
 
-    `compose` maps section paths to "copy" or "link" for sections that the spec leaves to `auto`.
+    `compose` maps section paths to "copy" or "link" for sections that the spec leaves to `auto`. `formats`: of sources
+    whose topics others fill, by name.
     """
-    return _Compiler(spec, {**default_composition(spec), **(compose or {})}, mask_secret).compile()
+    return _Compiler(spec, {**default_composition(spec), **(compose or {})}, mask_secret, formats).compile()
 
 
 class _Compiler:
-    def __init__(self, spec: ContextSpec, compose: Mapping[str, str], mask_secret: bytes) -> None:
-        self.spec, self.compose, self.mask_secret = spec, compose, mask_secret
+    def __init__(
+        self, spec: ContextSpec, compose: Mapping[str, str], mask_secret: bytes, formats: Mapping[str, SourceFormat]
+    ) -> None:
+        self.spec, self.compose, self.mask_secret, self.formats = spec, compose, mask_secret, formats
         self.tables: dict[str, TablePlan] = {}
         self.relations: list[RelationPlan] = []
         self.nodes: list[Node] = []
@@ -193,15 +206,16 @@ class _Compiler:
         self._add(root)
         self._sections(root, self.spec.root, self.spec.sections)
         units = {node.path: node for node in self.nodes if node is root or node.linked}
-        topics = {table.topic: table for table in self.tables.values()}
+        topics = self._topics()
         tenant = root_table.columns.index(self.spec.tenant) if self.spec.tenant else None
         return Plan(self.spec, self.tables, self.nodes, self.relations, units, topics, tenant)
 
     def _collect_tables(self) -> None:
         for name, entity in self.spec.entities.items():
             table_name = f"{entity.source}.{entity.table}"
-            topic = table_topic(entity.source, entity.table)
-            plan = TablePlan(table_name, entity.source, entity.table, tuple(entity.key), topic)
+            form = self.formats.get(entity.source)
+            topic = table_topic(form.topic_prefix if form else entity.source, entity.table)
+            plan = TablePlan(table_name, entity.source, entity.table, tuple(entity.key), topic, form)
             plan.partition_columns = len(entity.partition_key) or 1
             known = self.tables.setdefault(table_name, plan)
             if known.key_columns != plan.key_columns:
@@ -213,6 +227,15 @@ class _Compiler:
             rest = sorted(columns - set(table.key_columns))
             table.columns = (*table.key_columns, *rest)
             table.decimals = frozenset(column for column, declared in table.types.items() if is_decimal(declared))
+
+    def _topics(self) -> dict[str, TablePlan]:
+        topics: dict[str, TablePlan] = {}
+        for table in self.tables.values():
+            other = topics.setdefault(table.topic, table)
+            if other is not table:
+                text = f"{other.name} and {table.name} both come on topic {table.topic}; mend topic_prefix of a source"
+                raise ConfigError([f"context {self.spec.context}: {text}"])
+        return topics
 
     def _table(self, entity_name: str) -> TablePlan:
         entity = self.spec.entities[entity_name]

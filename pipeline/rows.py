@@ -79,7 +79,7 @@ def decode_batch(plan: Plan, records: Sequence[Record]) -> Decoded:
         try:
             if table is None:
                 raise Poison(f"topic {record.topic} belongs to no table of context {plan.spec.context}")
-            event = decode_record(record, types)
+            event = decode_record(record, types, form=table.format, table=table.table)
             if event is not None and event.mutation is not None:
                 decoded.writes.append(_write_of(table, event, event.mutation, record))
             elif event is not None:

@@ -25,6 +25,8 @@ OWN_KEY = "__ctxpipe"
 """The only member of keys that stand for no row: truncates and heartbeats of our own connectors."""
 
 _OPERATIONS = {operation.value: operation for operation in Operation}
+CREATED_BY = {True: Operation.CREATE, False: Operation.UPDATE}
+"""What a row is that says nothing of its operation: the second half of a primary-key change names the old key."""
 _PLACEHOLDER = values.PLACEHOLDER
 _PLACEHOLDER_BYTES = _PLACEHOLDER.encode()
 _NONE_UNAVAILABLE: frozenset[str] = frozenset()
@@ -81,7 +83,7 @@ def _own(
         if before is not None:
             before = {column: value for column, value in before.items() if value != _PLACEHOLDER}
     event = _event(source, operation, key, row, before, unavailable)
-    return _with_key_change(event, record, RowConverters(), {}) if record.headers else event
+    return with_key_change(event, record, RowConverters(), {}) if record.headers else event
 
 
 def _foreign(
@@ -101,10 +103,10 @@ def _foreign(
     unavailable = _NONE_UNAVAILABLE
     if row is not None:
         unavailable = frozenset([column for column, value in row.items() if values.is_unavailable(value)])
-        row = _canonical(row, converters, unavailable)
+        row = canonical_row(row, converters, unavailable)
     before = _known_before(envelope.before, key, converters) if envelope.before else None
-    event = _event(source, operation, _canonical_key(key, by_key), row, before, unavailable)
-    return _with_key_change(event, record, by_key, declared) if record.headers else event
+    event = _event(source, operation, canonical_key(key, by_key), row, before, unavailable)
+    return with_key_change(event, record, by_key, declared) if record.headers else event
 
 
 def _known_before(before: Row, key: Row, converters: RowConverters) -> Row:
@@ -118,20 +120,21 @@ def _known_before(before: Row, key: Row, converters: RowConverters) -> Row:
     unavailable = frozenset([column for column, value in before.items() if values.is_unavailable(value)])
     if any(guessed):
         unavailable |= rest.keys()
-    known = _canonical(before, converters, unavailable)
+    known = canonical_row(before, converters, unavailable)
     return {column: value for column, value in known.items() if value.__class__ is not UnknownValue}
 
 
-def _canonical_key(key: Row, converters: RowConverters) -> Row:
+def canonical_key(key: Row, converters: RowConverters) -> Row:
     """A row has no name without its key, so nothing in it may be unknown."""
-    canonical = _canonical(key, converters, _NONE_UNAVAILABLE)
+    canonical = canonical_row(key, converters, _NONE_UNAVAILABLE)
     for column, value in canonical.items():
         if value.__class__ is UnknownValue:
             raise DecodeError(value.refusal(column))
     return canonical
 
 
-def _canonical(row: Row, converters: RowConverters, left_out: frozenset[str]) -> Row:
+def canonical_row(row: Row, converters: RowConverters, left_out: frozenset[str]) -> Row:
+    """Every column's canonical value but those of `left_out`. Raises DecodeError."""
     convert = converters.by_column
     result = {}
     for column, value in row.items():
@@ -215,7 +218,7 @@ def _checked(major: int, minor: int) -> str:
     return version_of(major, minor)
 
 
-def _with_key_change(
+def with_key_change(
     event: ChangeEvent, record: Record, by_key: RowConverters, declared: Mapping[str, str]
 ) -> ChangeEvent:
     """A primary-key change is a delete that names the new key and a create that names the old one."""
@@ -231,4 +234,4 @@ def _header_key(content: bytes, by_key: RowConverters, declared: Mapping[str, st
     """Connect's usual header converter writes no schema, whatever the key's does."""
     key, schema = parse_key(content)
     converters = by_key if schema is None else key_converters(schema, declared)
-    return None if key is None else _canonical_key(key, converters)
+    return None if key is None else canonical_key(key, converters)

@@ -144,11 +144,13 @@ def timestamp(units_per_second: int, zone: str = "") -> Converter:
 def time(units_per_second: int) -> Converter:
     """Units since midnight; 24:00:00 exists."""
 
+    digits = len(str(units_per_second)) - 1
+
     def convert(value: Any) -> str:
-        microseconds = _int(value) * 1_000_000 // units_per_second
-        if not 0 <= microseconds <= _DAY_US:
+        seconds, fraction = divmod(_int(value), units_per_second)
+        if not 0 <= value <= 86_400 * units_per_second:
             raise ValueError("no time of a day")
-        return _clock(microseconds)
+        return _clock(seconds * 1_000_000) + (f".{fraction:0{digits}d}".rstrip("0") if fraction else "")
 
     return convert
 

@@ -10,37 +10,47 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from schemas import debezium_postgres, mutation, wide_column
+from schemas import debezium_flattened, debezium_postgres, mutation, wide_column
 from schemas.debezium_postgres import CONNECTOR, NEW_KEY_HEADER, OLD_KEY_HEADER, OWN_KEY, Types
 from schemas.debezium_values import PLACEHOLDER
 from schemas.errors import DecodeError
 from schemas.event import ChangeEvent, Operation, Row
 from schemas.record import Record
+from schemas.source_format import SourceFormat
 from schemas.topics import HEARTBEAT_PREFIX
 from schemas.wire import OWN_VERSION, SIZE_MAX, parse
 
 CONNECTOR_VERSION = f"{OWN_VERSION}0.1.0"
 
-_DECODERS = {
-    CONNECTOR: debezium_postgres.decode_envelope,
-    **dict.fromkeys(mutation.CONNECTORS, wide_column.decode_envelope),
-}
 _encode = msgspec.json.Encoder().encode
 
 
-def decode_record(record: Record, types: Types | None = None, size_max: int = SIZE_MAX) -> ChangeEvent | None:
+def decode_record(
+    record: Record,
+    types: Types | None = None,
+    size_max: int = SIZE_MAX,
+    form: SourceFormat | None = None,
+    table: str = "",
+) -> ChangeEvent | None:
     """None for what carries no change (tombstones, transaction records). Raises DecodeError, and nothing else.
 
-    `types`: table (`schema.table`) → column → declared type, for envelopes that say nothing of types.
+    `types`: table (`schema.table`) → column → declared type, for envelopes that say nothing of types. `form`: how the
+    source's topics are written, where others fill them; `table`: what the record's topic carries, for flattened rows.
     """
+    if form is not None and form.translate is not None:
+        record = form.translate(record)
+    if form is not None and form.flattened:
+        return debezium_flattened.decode(record, form, table, (types or {}).get(table) or {}, size_max)
     envelope = parse(record, size_max)
     if envelope is None:
         return None
     connector = envelope.source.connector if envelope.source else ""
-    decoder = _DECODERS.get(connector)
-    if decoder is None:
-        raise DecodeError(f"no decoder for records of connector {connector!r:.60}; known: {', '.join(_DECODERS)}")
-    return decoder(envelope, record, types)
+    if connector == CONNECTOR:
+        return debezium_postgres.decode_envelope(envelope, record, types)
+    if connector in mutation.CONNECTORS:
+        return wide_column.decode_envelope(envelope, record, types, form)
+    known = ", ".join((CONNECTOR, *mutation.CONNECTORS))
+    raise DecodeError(f"no decoder for records of connector {connector!r:.60}; known: {known}")
 
 
 class Encoded(NamedTuple):

@@ -7,11 +7,12 @@ from typing import Any
 
 import msgspec
 
-from schemas import debezium_cassandra
+from schemas import debezium_cassandra, debezium_scylla
 from schemas.errors import DecodeError
 from schemas.event import ChangeEvent, Operation, Row, version_of
 from schemas.mutation import Bound, Cell, Elements, Marker, Mutation, newest_timestamp
 from schemas.record import Record
+from schemas.source_format import SourceFormat
 from schemas.wire import OWN_VERSION, Envelope, Source, parse_key
 
 Types = Mapping[str, Mapping[str, str]]
@@ -27,10 +28,13 @@ class _Rest(msgspec.Struct, gc=False):
 _REST = msgspec.json.Decoder(_Rest)
 
 
-def decode_envelope(envelope: Envelope, record: Record, types: Types | None = None) -> ChangeEvent:
+def decode_envelope(
+    envelope: Envelope, record: Record, types: Types | None = None, form: SourceFormat | None = None
+) -> ChangeEvent:
     """An envelope whose connector is cassandra or scylla. Raises DecodeError."""
     source = envelope.source
     assert source is not None
+    source.keyspace, source.table = source.keyspace or source.keyspace_name, source.table or source.table_name
     if envelope.op == "m":
         return _heartbeat(envelope, source)
     if not source.name or not source.keyspace or not source.table:
@@ -42,8 +46,20 @@ def decode_envelope(envelope: Envelope, record: Record, types: Types | None = No
         mutation = _own(envelope, key)
     else:
         declared = (types or {}).get(f"{source.keyspace}.{source.table}") or {}
-        key, mutation = debezium_cassandra.mutation_of(envelope, key, key_schema, declared)
+        if source.connector == "scylla":
+            _require_timestamp(source)
+            key, mutation = debezium_scylla.mutation_of(envelope, key, key_schema, declared, form)
+        else:
+            key, mutation = debezium_cassandra.mutation_of(envelope, key, key_schema, declared)
     return event_of(source, key, mutation)
+
+
+def _require_timestamp(source: Source) -> None:
+    """Early versions tell milliseconds only."""
+    if source.ts_us is None and source.ts_ms is not None:
+        source.ts_us = source.ts_ms * 1000
+    if source.ts_us is None or not 0 <= source.ts_us < 1 << 63:
+        raise DecodeError("'source' has no ts_us or ts_ms, the write's timestamp")
 
 
 def event_of(source: Source, key: Row, mutation: Mutation) -> ChangeEvent:

@@ -33,6 +33,9 @@ class Source(msgspec.Struct, gc=False):
     lsn: int | None = None
     sequence: str | None = None
     keyspace: str = ""
+    keyspace_name: str = ""
+    """As Scylla's own connector names it."""
+    table_name: str = ""
 
 
 class Message(msgspec.Struct, gc=False):
@@ -94,6 +97,28 @@ def parse(record: Record, size_max: int = SIZE_MAX) -> Envelope | None:
     return envelope
 
 
+def parse_object(value: bytes | None, size_max: int = SIZE_MAX) -> tuple[dict[str, Any] | None, msgspec.Raw | None]:
+    """A record's JSON object and the raw schema around it, if any; (None, None) of a tombstone. Raises DecodeError."""
+    if value is None:
+        return None, None
+    if len(value) > size_max:
+        raise DecodeError(f"the value has {len(value)} bytes, more than the limit of {size_max}")
+    schema = None
+    try:
+        decoded = _ANY.decode(value)
+        if _is_wrapped(decoded):
+            schema, decoded = _WRAPPED.decode(value).schema, decoded["payload"]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DecodeError(_reason(value, error)) from None
+    if decoded is not None and decoded.__class__ is not dict:
+        raise DecodeError("the value is no JSON object")
+    return decoded, schema
+
+
+def _is_wrapped(decoded: Any) -> bool:
+    return decoded.__class__ is dict and len(decoded) == 2 and "schema" in decoded and "payload" in decoded
+
+
 def parse_key(key: bytes | None) -> tuple[dict[str, Any] | None, msgspec.Raw | None]:
     """A record key's columns and the raw schema around them, if any. Raises DecodeError."""
     if key is None:
@@ -101,7 +126,7 @@ def parse_key(key: bytes | None) -> tuple[dict[str, Any] | None, msgspec.Raw | N
     schema = None
     try:
         decoded = _ANY.decode(key)
-        if decoded.__class__ is dict and len(decoded) == 2 and "schema" in decoded and "payload" in decoded:
+        if _is_wrapped(decoded):
             schema, decoded = _WRAPPED.decode(key).schema, decoded["payload"]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DecodeError(f"the key is {_reason(key, error)}") from None
@@ -114,7 +139,10 @@ def parse_key(key: bytes | None) -> tuple[dict[str, Any] | None, msgspec.Raw | N
 
 def _reason(value: bytes, error: Exception) -> str:
     if value[:1] == b"\x00":
-        return "not JSON but Avro or Protobuf; let the connector write JSON (value.converter JsonConverter)"
+        return (
+            "not JSON but Avro or Protobuf; name Avro's schema registry (schema_registry in the source's section), or "
+            "let the connector write JSON (value.converter JsonConverter)"
+        )
     if isinstance(error, RecursionError):
         return "JSON that is nested too deeply"
     if isinstance(error, UnicodeDecodeError):
@@ -127,5 +155,6 @@ def _reason(value: bytes, error: Exception) -> str:
 def _no_envelope(envelope: Envelope) -> str:
     lacks = "'source'" if envelope.source is None else "'op'"
     if envelope.source is None and envelope.op is None:
-        lacks = "'op' and 'source'; a topic flattened by ExtractNewRecordState can't be read, take that transform out"
+        flattened = "rows flattened by ExtractNewRecordState need format: flattened in the source's section"
+        lacks = f"'op' and 'source'; {flattened}"
     return f"no change envelope: it lacks {lacks}"

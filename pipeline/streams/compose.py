@@ -16,7 +16,6 @@ from pipeline.stores.redis_store import context_settings, open_stores
 from pipeline.streams.app import ContextApp, ContextStream, OpenContext, StreamSettings, build_app
 from pipeline.streams.ending import end_stuck
 from schemas.context import ContextSpec
-from schemas.topics import table_topic
 
 if TYPE_CHECKING:
     from pipeline.core.config import Config
@@ -27,7 +26,7 @@ NOTHING_PROPOSED: Mapping[str, str] = {}
 
 def app_for(config: Config, spec: ContextSpec, proposal: Mapping[str, str] = NOTHING_PROPOSED) -> ContextApp:
     """The app of a context. Raises ConfigError for a spec that does not compile; nothing connects yet."""
-    compile_plan(spec, mask_secret=config.mask_key)
+    compile_plan(spec, mask_secret=config.mask_key, formats=config.formats)
     return build_app(context_stream(config, spec, proposal=proposal), stream_settings(config))
 
 
@@ -48,7 +47,8 @@ def context_stream(
 ) -> ContextStream:
     """The topics of the context's entities, and how its stores are opened. `proposal`: how sections left to `auto`
     shall be composed, where no worker of this version has decided before."""
-    topics = sorted({table_topic(entity.source, entity.table) for entity in spec.entities.values()})
+    topics = sorted({config.topic(entity.source, entity.table) for entity in spec.entities.values()})
+    formats = config.formats
 
     async def open_context() -> OpenContext:
         stores = await open_stores(context_settings(config, spec))
@@ -58,7 +58,7 @@ def context_stream(
         except CtxpipeError:
             await stores.close()
             raise
-        plan = compile_plan(spec, composition, config.mask_key)
+        plan = compile_plan(spec, composition, config.mask_key, formats)
         merging = Merging(plan, stores.cells, SystemClock().now_us)
         flow = Flow(plan, stores.rows, stores.relations, stores.bundles, in_order=stores.in_order, merging=merging)
 
