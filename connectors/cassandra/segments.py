@@ -23,19 +23,20 @@ from pipeline.core.errors import EnvironmentProblem
 MIB = 1 << 20
 TOTAL_MIB_DEFAULT = 4096
 VOLUME_PART_DEFAULT = 8
-FULL_RATIO = 0.97
+SEGMENT_BYTES = 32 * MIB
 _INDEX = "_cdc.idx"
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": 1 << 30}
 _SIZE = re.compile(r"\s*(\d+)\s*(B|KiB|MiB|GiB)\s*")
 
 
 class NodeFiles(msgspec.Struct, frozen=True, kw_only=True):
-    """What cassandra.yaml says of the change log. `total_bytes` is what cdc_raw may hold."""
+    """What cassandra.yaml says of the change log. `total_bytes` is what cdc_raw may hold, in segments."""
 
     cdc_enabled: bool
     cdc_raw: Path
     commitlog: Path
     total_bytes: int
+    segment_bytes: int
     blocks_writes: bool
 
 
@@ -78,7 +79,8 @@ def node_files(cassandra_yaml: Path, commitlog: Path | None = None, cdc_raw: Pat
         cdc_enabled=bool(settings.get("cdc_enabled", False)),
         cdc_raw=raw,
         commitlog=commitlog or _path(settings, "commitlog_directory", cassandra_yaml),
-        total_bytes=_bytes(settings) or default,
+        total_bytes=_bytes(settings, "cdc_total_space", "cdc_total_space_in_mb") or default,
+        segment_bytes=_bytes(settings, "commitlog_segment_size", "commitlog_segment_size_in_mb") or SEGMENT_BYTES,
         blocks_writes=bool(settings.get("cdc_block_writes", True)),
     )
 
@@ -104,18 +106,19 @@ def complete(files: NodeFiles, segment: Segment) -> None:
 
 
 def fill_finding(picture: Picture, files: NodeFiles, warn_ratio: float) -> Finding:
-    """How full cdc_raw is, and what happens when it is full."""
+    """How full cdc_raw is, and what happens when it is: when no further segment fits in."""
     ratio = picture.size_bytes / max(files.total_bytes, 1)
+    is_full = picture.size_bytes + files.segment_bytes > files.total_bytes
     shown = f"{picture.size_bytes // MIB} of {files.total_bytes // MIB} MiB ({ratio:.0%})"
-    if ratio < warn_ratio:
+    if ratio < warn_ratio and not is_full:
         return Finding("ok", "cdc_raw", shown)
     mend = "Is `ctxpipe connect` running, and does Kafka take what it sends? Else raise cdc_total_space on the node."
+    when = "now" if is_full else "when it is full"
     if files.blocks_writes:
-        full = "the node refuses writes to these tables" + (" now" if ratio >= FULL_RATIO else " when it is full")
+        full = f"the node refuses writes to these tables {when}"
     else:
-        full = "the node deletes the oldest changes " + ("now" if ratio >= FULL_RATIO else "when it is full")
-        full += ", and they are lost (cdc_block_writes is false)"
-    return Finding("unfit" if ratio >= FULL_RATIO else "warning", "cdc_raw", f"{shown}: {full}", mend)
+        full = f"the node deletes the oldest changes {when}, and they are lost (cdc_block_writes is false)"
+    return Finding("unfit" if is_full else "warning", "cdc_raw", f"{shown}: {full}", mend)
 
 
 def unread_bytes(picture: Picture, reached: Mapping[str, int]) -> int:
@@ -241,10 +244,9 @@ def _existing(path: Path) -> Path:
     return next((one for one in (path, *path.parents) if one.exists()), Path("/"))
 
 
-def _bytes(settings: dict[str, Any]) -> int:
-    """cdc_total_space, which older versions wrote in MiB without a unit; 0: not said."""
-    old = settings.get("cdc_total_space_in_mb")
-    if old:
-        return int(old) * MIB
-    match = _SIZE.fullmatch(str(settings.get("cdc_total_space", "")))
+def _bytes(settings: dict[str, Any], key: str, old_key: str) -> int:
+    """A size, which older versions wrote in MiB without a unit; 0: not said."""
+    if settings.get(old_key):
+        return int(settings[old_key]) * MIB
+    match = _SIZE.fullmatch(str(settings.get(key, "")))
     return int(match[1]) * _UNITS[match[2]] if match else 0

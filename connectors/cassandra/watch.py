@@ -10,6 +10,7 @@ from pathlib import Path
 from connectors.cassandra import node as nodes
 from connectors.cassandra.companion import Companion
 from connectors.cassandra.config import CassandraConfig
+from connectors.cql.errors import Undefined
 from connectors.cql.schema import fingerprint, read_table
 from connectors.cql.session import CqlSession
 from connectors.publisher import KafkaSettings, ensure_topics
@@ -73,6 +74,8 @@ class Watch:
             await asyncio.to_thread(self._companion.look)
             try:
                 await self._look_at_schema()
+            except Undefined as error:
+                log.debug("a table is just being made or dropped: %s", error)  # the next look tells
             except Retryable as error:
                 if not self._away:
                     log.warning("%s The sidecar goes on reading what is on disk.", error)

@@ -17,7 +17,7 @@ from connectors.source import Position
 from deploy.local.cassandra import CassandraServer
 from pipeline.core.errors import EnvironmentProblem, PositionLost
 from tests.support.cassandra import cql_session, fresh_keyspace
-from tests.support.cassandra_source import configured, merged_rows, mutations, running, table_rows
+from tests.support.cassandra_source import configured, merged_rows, mutations, running, sidecar_of, table_rows
 from tests.support.eventually import eventually
 
 COLUMNS = ["id", "ck", "n", "v"]
@@ -149,11 +149,6 @@ async def test_the_sidecar_dies_at_any_time_and_nothing_is_lost(
                 os.kill(sidecar_of(runtime).pid, signal.SIGKILL)
         await converged(session, table, kafka_bootstrap, source)
         assert not task.done() and sidecar_of(runtime).starts == 4
-
-
-def sidecar_of(runtime: Any) -> Any:
-    companion = runtime.source._companion if runtime.source is not None else None
-    return companion.sidecar if companion is not None else None
 
 
 async def test_columns_added_live_arrive(

@@ -64,6 +64,12 @@ async def running(
         await asyncio.gather(task, return_exceptions=True)
 
 
+def sidecar_of(runtime: Runtime) -> Any:
+    """The sidecar of the source that runs now, None before it starts."""
+    companion = getattr(runtime.source, "_companion", None)
+    return companion.sidecar if companion is not None else None
+
+
 async def mutations(bootstrap: str, source: Configured) -> list[Any]:
     """Everything on the topics, decoded; heartbeats left out."""
     events = [

@@ -297,6 +297,7 @@ def files(tmp_path: Path) -> segments.NodeFiles:
         cdc_raw=tmp_path / "raw",
         commitlog=tmp_path / "log",
         total_bytes=1000,
+        segment_bytes=50,
         blocks_writes=True,
     )
 
@@ -331,16 +332,21 @@ def test_segments_are_seen_as_the_node_left_them(files: segments.NodeFiles) -> N
     [
         (100, True, "ok", "0 of 0 MiB (10%)"),
         (600, True, "warning", "the node refuses writes to these tables when it is full"),
-        (990, True, "unfit", "the node refuses writes to these tables now"),
+        (960, True, "unfit", "the node refuses writes to these tables now"),
         (600, False, "warning", "deletes the oldest changes when it is full, and they are lost"),
-        (990, False, "unfit", "deletes the oldest changes now"),
+        (960, False, "unfit", "deletes the oldest changes now"),
     ],
 )
 def test_a_full_cdc_raw_is_told_with_what_the_node_does(
     files: segments.NodeFiles, size: int, blocks: bool, severity: str, words: str
 ) -> None:
     policy = segments.NodeFiles(
-        cdc_enabled=True, cdc_raw=files.cdc_raw, commitlog=files.commitlog, total_bytes=1000, blocks_writes=blocks
+        cdc_enabled=True,
+        cdc_raw=files.cdc_raw,
+        commitlog=files.commitlog,
+        total_bytes=1000,
+        segment_bytes=50,
+        blocks_writes=blocks,
     )
     finding = segments.fill_finding(segments.Picture([], size), policy, 0.5)
     assert finding.severity == severity and words in finding.message
@@ -377,6 +383,7 @@ def test_cassandra_yaml_tells_the_directories_in_both_spellings_of_sizes(tmp_pat
     path.write_text(json.dumps({**where, "cdc_enabled": True, "cdc_total_space": "2GiB", "cdc_block_writes": False}))
     files = segments.node_files(path)
     assert files.cdc_enabled and not files.blocks_writes and files.total_bytes == 2 << 30
+    assert files.segment_bytes == 32 << 20
     path.write_text(json.dumps({**where, "cdc_total_space_in_mb": 3}))
     assert segments.node_files(path).total_bytes == 3 << 20 and not segments.node_files(path).cdc_enabled
     path.write_text("{}")
