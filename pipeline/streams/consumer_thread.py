@@ -29,6 +29,7 @@ from schemas.record import Record
 logger = get_logger(__name__)
 
 POSITIONS_EVERY_S = 0.25
+METADATA_EVERY_S = 1.0
 COMMIT_TIMEOUT_S = 10.0
 FETCH_WAIT_MS = 250
 ERROR_PAUSE_S = 1.0
@@ -52,6 +53,7 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     """Faust's own messages about this service, apart from ours."""
 
     _positions_at = 0.0
+    _metadata_at = 0.0
 
     async def poll(self, full: frozenset[TP], timeout_s: float) -> Polled:
         """All fetched records, converted; partitions in `full` are paused until they are no longer in it."""
@@ -100,6 +102,7 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         if consumer._closed or fetcher._closed:
             raise ConsumerStoppedError()
         self._pause_exactly(consumer, full)
+        self._complete_metadata(consumer)
         try:
             with fetcher._subscriptions.fetch_context():
                 fetched = await fetcher.fetched_records(
@@ -121,6 +124,18 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         if wanted != paused:
             consumer.pause(*(wanted - paused))
             consumer.resume(*((paused - wanted) & assigned))
+
+    def _complete_metadata(self, consumer: Any) -> None:
+        """A topic that was made a moment before is not in the metadata by which the group's leader shares out
+        partitions; without asking again its records would wait for minutes. An answer that brings it makes the group
+        share out anew."""
+        now = monotonic()
+        if now - self._metadata_at < METADATA_EVERY_S:
+            return
+        self._metadata_at = now
+        cluster = consumer._client.cluster
+        if any(not cluster.partitions_for_topic(topic) for topic in consumer.subscription()):
+            consumer._client.force_metadata_update()
 
     def _positions(self, consumer: Any) -> dict[TP, int]:
         now = monotonic()

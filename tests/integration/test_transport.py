@@ -73,6 +73,25 @@ async def test_a_fetch_session_that_the_broker_forgot_loses_no_record(kafka_boot
         assert flow.offsets((topic, number)) == list(range(30))
 
 
+async def test_a_topic_that_the_group_did_not_know_when_it_was_formed_is_read_soon(kafka_bootstrap: str) -> None:
+    """Metadata is asked for every five minutes; a topic made a moment before the start is not in it."""
+    context, known, late = new_name("late"), new_name("t"), new_name("t")
+    await make_topic(kafka_bootstrap, known)
+    await produce(kafka_bootstrap, known, 5)
+    flow = NotingFlow()
+    app = make_app(kafka_bootstrap, context, [known, late], flow, IdentityMarks())
+
+    async def believed() -> set[str]:
+        return {known, late}
+
+    app.kafka_topics.existing = believed
+    async with running(app):
+        await eventually(lambda: len(flow.seen), lambda seen: seen == 5)
+        await make_topic(kafka_bootstrap, late, 2)
+        await produce(kafka_bootstrap, late, 10, 2)
+        await eventually(lambda: len(flow.seen), lambda seen: seen == 15)
+
+
 async def test_a_handler_that_raises_gets_nothing_acknowledged(kafka_bootstrap: str) -> None:
     """The first batch of a new group, and one in the middle: both come again, and nothing behind them is committed."""
     context, topic = new_name("raises"), new_name("t")
