@@ -162,10 +162,12 @@ def _key(table: TablePlan, row: Mapping[str, Any] | None) -> str:
 def key_of_record(table: TablePlan, record: Record) -> str | None:
     """The key text of a record that could not be read as a whole, if at least its key can be."""
     try:
+        if table.format is not None and table.format.translate is not None:
+            record = table.format.translate(msgspec.structs.replace(record, value=None))
         key = msgspec.json.decode(record.key) if record.key else None
         if isinstance(key, dict):
             return _key(table, key["payload"] if set(key) == {"schema", "payload"} else key)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Poison, TypeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, DecodeError, Poison, TypeError):
         pass
     return None
 

@@ -62,6 +62,7 @@ CLIENTS = {
     "cassandra": ("connectors.cql", "deploy"),
     "starlette": ("pipeline.lookup",),
     "uvicorn": ("pipeline.lookup", "pipeline.commands"),
+    "fastavro": ("schemas.avro",),
     "click": ("pipeline.cli", "pipeline.commands", "deploy"),
     "rich": ("pipeline.commands", "deploy"),
     "sentence_transformers": ("pipeline.embedding",),

@@ -10,11 +10,13 @@ from pipeline.core.clock import SystemClock
 from pipeline.core.errors import ConfigError, CtxpipeError
 from pipeline.flow import Flow
 from pipeline.merging import Merging
-from pipeline.plan import compile_plan
+from pipeline.plan import Plan, compile_plan
 from pipeline.report import BatchReport
 from pipeline.stores.redis_store import context_settings, open_stores
 from pipeline.streams.app import ContextApp, ContextStream, OpenContext, StreamSettings, build_app
 from pipeline.streams.ending import end_stuck
+from pipeline.streams.handler import Stages
+from pipeline.streams.registry import Registered, Registries
 from schemas.context import ContextSpec
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def context_stream(
     """The topics of the context's entities, and how its stores are opened. `proposal`: how sections left to `auto`
     shall be composed, where no worker of this version has decided before."""
     topics = sorted({config.topic(entity.source, entity.table) for entity in spec.entities.values()})
-    formats = config.formats
+    registries = Registries(config)
 
     async def open_context() -> OpenContext:
         stores = await open_stores(context_settings(config, spec))
@@ -58,7 +60,7 @@ def context_stream(
         except CtxpipeError:
             await stores.close()
             raise
-        plan = compile_plan(spec, composition, config.mask_key, formats)
+        plan = compile_plan(spec, composition, config.mask_key, registries.formats)
         merging = Merging(plan, stores.cells, SystemClock().now_us)
         flow = Flow(plan, stores.rows, stores.relations, stores.bundles, in_order=stores.in_order, merging=merging)
 
@@ -67,9 +69,16 @@ def context_stream(
                 end_stuck("Redis lost its memory, and workers that started since compose the sections differently")
             await stores.serving.promote(spec.version)
 
-        return OpenContext(flow, stores.marks, promote, stores.close, flow.expire)
+        return OpenContext(_with_schemas(flow, plan, registries), stores.marks, promote, stores.close, flow.expire)
 
     return ContextStream(spec.context, spec.version, topics, open_context, on_report)
+
+
+def _with_schemas(flow: Flow, plan: Plan, registries: Registries) -> Stages:
+    """The flow; where topics hold Avro, with their registries asked first."""
+    topics = {topic: registries.of(table.source) for topic, table in plan.topics.items()}
+    asked = {topic: registry for topic, registry in topics.items() if registry is not None}
+    return Registered(flow, asked) if asked else flow
 
 
 def app_of_file(config_path: str, context: str, proposal: Mapping[str, str] = NOTHING_PROPOSED) -> ContextApp:
