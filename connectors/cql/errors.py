@@ -26,7 +26,14 @@ class Undefined(Fatal):
     """A keyspace, a table or a column that is not there, or no longer."""
 
 
-_UNDEFINED = ("unconfigured table", "does not exist", "undefined column", "undefined name", "unknown identifier")
+_UNDEFINED = (
+    "unconfigured table",
+    "unknown cf",
+    "does not exist",
+    "undefined column",
+    "undefined name",
+    "unknown identifier",
+)
 
 
 def mapped(error: Exception, where: str) -> CtxpipeError:
@@ -40,9 +47,10 @@ def mapped(error: Exception, where: str) -> CtxpipeError:
         return EnvironmentProblem(
             f"{where}: no permission: {reason}. `ctxpipe check` shows the grants that are missing."
         )
+    if isinstance(error, ErrorMessage) and _undefined(reason):
+        return Undefined(f"{where}: {reason}")
     if isinstance(error, InvalidRequest | SyntaxException):
-        kind = Undefined if any(phrase in reason.lower() for phrase in _UNDEFINED) else Fatal
-        return kind(f"{where}: {reason}")
+        return Fatal(f"{where}: {reason}")
     if isinstance(error, UnresolvableContactPoints):
         return Retryable(f"{where} can't be reached: no host name can be resolved. Check hosts of the source.")
     if isinstance(error, OperationTimedOut):
@@ -62,12 +70,16 @@ def reason_of(error: Exception) -> str:
     return " ".join(text.split()).rstrip(".")
 
 
+def _undefined(reason: str) -> bool:
+    return any(phrase in reason.lower() for phrase in _UNDEFINED)
+
+
 def _nobody(error: NoHostAvailable, where: str) -> CtxpipeError:
     """Says what the hosts said: a refused login is another problem than a closed port."""
     found: Any = error.errors
     causes = list(found.values()) if isinstance(found, dict) else []
     for cause in causes:
-        if isinstance(cause, AuthenticationFailed | Unauthorized | InvalidRequest):
+        if isinstance(cause, AuthenticationFailed | Unauthorized | InvalidRequest) or _undefined(reason_of(cause)):
             return mapped(cause, where)
     reason = "; ".join(dict.fromkeys(reason_of(cause) for cause in causes)) or reason_of(error)
     return Retryable(f"{where} can't be reached: {reason}")

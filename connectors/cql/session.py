@@ -287,6 +287,7 @@ def _cluster(server: CqlServer) -> Any:
         control_connection_timeout=server.request_timeout_s,
         ssl_context=_tls(server),
         schema_metadata_enabled=False,
+        schema_event_refresh_window=-1,
     )
 
 

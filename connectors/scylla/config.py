@@ -67,8 +67,11 @@ class ScyllaConfig(SourceConfig, CqlServer):
     )
     shard: Shard = Shard()
     snapshot: Literal["initial", "never"] = Field(
-        default="never", description="initial: rows that are older than the log are read from the tables first"
+        default="initial", description="initial: rows that are older than the log are read from the tables, too"
     )
+    snapshot_readers: int = Field(default=2, ge=1, le=32)
+    snapshot_ranges: int = Field(default=64, ge=1, le=65_536, description="parts of the ring, each read and stored")
+    rows_per_second: int = Field(default=20_000, ge=1, description="of the snapshot, over all its readers")
     queue_bytes_max: int = Field(default=8 << 20, ge=1 << 16)
     retention_ms: int = Field(default=-1, ge=-1, description="how long topics keep a change, -1 for ever")
 

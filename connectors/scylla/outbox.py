@@ -47,7 +47,8 @@ class Outbox:
         self._filled.set()
 
     async def take(self, bytes_max: int) -> list[Item]:
-        """At least one, and no more than about `bytes_max`. Raises what a task failed with, after what it had put."""
+        """At least one, up to a steady one, and no more than about `bytes_max`. Raises what a task failed with, after
+        what it had put."""
         while not self._items:
             if self._error is not None:
                 raise self._error
@@ -59,6 +60,8 @@ class Outbox:
             item = self._items.popleft()
             size += item.size
             taken.append(item)
+            if item.steady:
+                break
         self._bytes -= size
         self._room.set()
         return taken

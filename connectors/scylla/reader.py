@@ -44,6 +44,7 @@ class TableReader:
         clock: Clock,
         log_ttl_s: int,
         others: Floor | None = None,
+        complete: Callable[[], bool] = lambda: True,
     ) -> None:
         self._config = config
         self._reader = reader
@@ -53,6 +54,7 @@ class TableReader:
         self._clock = clock
         self._log_ttl_s = log_ttl_s
         self._others = others
+        self._complete = complete
         self._told: Told | None = None
         self._read_us = progress.until_us
         self._generation_ms = progress.generation_ms
@@ -167,7 +169,9 @@ class TableReader:
         following_ms = following(told.generations_ms, self._generation_ms) if window.ends_generation else None
         progress, end = self._progress, window
         due = self._clock.monotonic_s() - self._beat_s >= self._config.heartbeat_interval_s
-        records = await self._heartbeat(window.end_us) if due else []
+        records = await self._heartbeat(window.end_us) if due and self._complete() else []
+        if due:
+            self._beat_s = self._clock.monotonic_s()
         steady = due or following_ms is not None
         await self._outbox.put(Item(records, 0, lambda: progress.window_ended(end, following_ms), steady=steady))
         self._read_us = window.end_us
@@ -177,7 +181,6 @@ class TableReader:
 
     async def _heartbeat(self, until_us: int) -> list[SourceRecord]:
         """Several processes share a table's streams: then the slowest of them decides, and the first one tells."""
-        self._beat_s = self._clock.monotonic_s()
         if self._config.shard.of > 1:
             others = await self._others(self.table) if self._others and self._config.shard.number == 0 else None
             until_us = 0 if others is None else min(until_us, others)

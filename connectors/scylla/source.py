@@ -7,7 +7,6 @@ and how far a snapshot of the tables is, null when there is none to do.
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from connectors.cql.session import CqlSession, connect
 from connectors.publisher import KafkaSettings
 from connectors.scylla.config import LOG_SUFFIX, US, ScyllaConfig
 from connectors.scylla.generations import Dialect, Generations, Told, log_ttl_s, read_dialect, read_log_options
-from connectors.scylla.initial import InitialRows
+from connectors.scylla.initial import InitialRows, RingRows
 from connectors.scylla.log_reader import LogReader
 from connectors.scylla.messages import no_log
 from connectors.scylla.outbox import Item, Outbox
@@ -25,23 +24,25 @@ from connectors.scylla.progress import TableProgress, restored
 from connectors.scylla.reader import Floor, TableReader
 from connectors.scylla.sharing import OtherFloors
 from connectors.scylla.windows import beginning, first_start, log_start
-from connectors.source import Batch, LagReport, Position, TableDescription
+from connectors.source import Batch, LagReport, Position, ShowProgress, TableDescription
 from pipeline.core.clock import Clock, SystemClock
-from pipeline.core.errors import CtxpipeError, EnvironmentProblem, Retryable
+from pipeline.core.errors import EnvironmentProblem, Retryable
 
 BATCH_BYTES_MAX = 1 << 20
 
 
 class ScyllaSource:
-    """Implements Source, Topics, KeepingAll, UsingKafka, Lag, Discovering, Resetting; see connectors/source.py."""
+    """Implements Source, Topics, KeepingAll, UsingKafka, Lag, Discovering, Resetting and Progressing; see
+    connectors/source.py for the contract."""
 
     def __init__(
         self, config: ScyllaConfig, initial_rows: InitialRows | None = None, clock: Clock | None = None
     ) -> None:
         self.config = config
         self.name = config.name
-        self._initial_rows = initial_rows
         self._clock = clock or SystemClock()
+        self._initial_rows = initial_rows
+        self._show: ShowProgress | None = None
         self._others: Floor | None = None
         self._session: CqlSession | None = None
         self._outbox = Outbox(config.queue_bytes_max)
@@ -65,6 +66,9 @@ class ScyllaSource:
         begun = stored is not None and all(table in stored["tables"] for table in self.config.tables)
         readers = [await self._reader(generations, dialect, table, stored) for table in self.config.tables]
         self._plan_snapshot(stored)
+        if self._initial_rows is None:
+            times = not dialect.scylla
+            self._initial_rows = RingRows(self.config, self._clock, element_times=times, progress=self._show)
         task = asyncio.create_task(self._run(readers, fresh=not begun), name=f"scylla-{self.name}")
         task.add_done_callback(self._ended)
         self._tasks = [task]
@@ -92,14 +96,12 @@ class ScyllaSource:
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
-        for task in self._tasks:
-            with suppress(asyncio.CancelledError, CtxpipeError):
-                await task
+        await asyncio.gather(*self._tasks, return_exceptions=True)  # `read` has raised what ended them
         session, self._session = self._session, None
         if session is not None:
             await session.close()
 
-    # Topics, KeepingAll, UsingKafka, Lag, Discovering, Resetting
+    # Topics, KeepingAll, UsingKafka, Progressing, Lag, Discovering, Resetting
 
     def table_topics(self) -> list[str]:
         return [self.config.topic(table) for table in self.config.tables]
@@ -113,6 +115,9 @@ class ScyllaSource:
     def use_kafka(self, bootstrap_servers: str) -> None:
         if self.config.shard.of > 1:
             self._others = OtherFloors(self.config, KafkaSettings(bootstrap_servers=bootstrap_servers)).floor
+
+    def show_progress(self, show: ShowProgress) -> None:
+        self._show = show
 
     async def lag(self) -> LagReport:
         """The log is measured in time; no server counts its bytes. `state` tells the age of what was read last."""
@@ -142,9 +147,9 @@ class ScyllaSource:
         if fresh:
             await self._outbox.put(Item([], 0, steady=True))
             await self._acknowledged.wait()
-        await self._read_tables()
         try:
             async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._read_tables(), name=f"scylla-{self.name}-snapshot")
                 for reader in readers:
                     tasks.create_task(reader.run(), name=f"scylla-{reader.table}")
         except BaseExceptionGroup as failed:
@@ -156,28 +161,30 @@ class ScyllaSource:
             self._outbox.fail(error)
 
     def _plan_snapshot(self, stored: Position | None) -> None:
-        """Tables that were not captured until now are read first, by the first of several processes."""
+        """Tables that were not captured until now are read from the beginning, by the first of several processes."""
         plan = stored.get("snapshot") if stored is not None else None
         known = stored["tables"] if stored is not None else {}
         new = [table for table in self.config.tables if table not in known]
         if self.config.snapshot == "initial" and new and self.config.shard.number == 0:
-            plan = plan or {"tables": [], "progress": {}}
-            plan = {**plan, "tables": [*plan["tables"], *new]}
+            tables = [*(plan["tables"] if plan else []), *new]
+            plan = {"tables": tables, "progress": {}}
         self._snapshot = plan
-        if plan is not None and self._initial_rows is None:
-            text = "snapshot is initial, and nothing here reads the tables' rows. Set snapshot: never."
-            raise EnvironmentProblem(f"sources.{self.name}: {text}")
 
     async def _read_tables(self) -> None:
-        plan, rows, session = self._snapshot, self._initial_rows, self._session
+        plan, session = self._snapshot, self._session
         if plan is None:
             return
-        assert rows is not None and session is not None
-        async for step in rows.steps(session, self.config.keyspace, plan["tables"], plan["progress"]):
+        assert session is not None and self._initial_rows is not None
+        tables = [table for table in plan["tables"] if table in self.config.tables]
+        async for step in self._initial_rows.steps(session, tables, plan["progress"]):
             size = sum([len(record.value or b"") for record in step.records])
-            reached = {"tables": plan["tables"], "progress": step.progress}
+            reached = {"tables": tables, "progress": step.progress}
             await self._outbox.put(Item(step.records, size, partial(self._set_snapshot, reached), steady=True))
         await self._outbox.put(Item([], 0, partial(self._set_snapshot, None), steady=True))
+
+    def _complete(self) -> bool:
+        """Whether the snapshot has been handed over; until then nobody can say what has been published."""
+        return self._snapshot is None
 
     def _set_snapshot(self, plan: dict[str, Any] | None) -> None:
         self._snapshot = plan
@@ -194,7 +201,17 @@ class ScyllaSource:
         progress = self._progress[table] = self._start(told, ttl_s, table, stored)
         bypass = dialect.scylla and self.config.bypass_cache == "auto"
         reader = LogReader(self._session, self.config, schema, bypass_cache=bypass)
-        return TableReader(self.config, reader, generations, progress, self._outbox, self._clock, ttl_s, self._others)
+        return TableReader(
+            self.config,
+            reader,
+            generations,
+            progress,
+            self._outbox,
+            self._clock,
+            ttl_s,
+            others=self._others,
+            complete=self._complete,
+        )
 
     def _start(self, told: Told, ttl_s: int, table: str, stored: Position | None) -> TableProgress:
         """Where reading goes on, or begins: as far back as the log reaches, or just before a snapshot."""

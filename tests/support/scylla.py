@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ import msgspec
 
 from connectors.cql.schema import TableSchema, read_table
 from connectors.cql.session import CqlSession
+from connectors.cql.times import timeuuid_order
 from connectors.scylla.config import ScyllaConfig
 from connectors.scylla.log_statements import Write
 from connectors.scylla.log_tables import (
@@ -106,10 +107,17 @@ class ScyllaTable:
 
 @asynccontextmanager
 async def scylla_table(
-    server: CassandraServer, columns: str, *, seed: int = 1, before_ddl: str = "", options: str = "", **settings: Any
+    server: CassandraServer,
+    columns: str,
+    *,
+    seed: int = 1,
+    before_ddl: str = "",
+    options: str = "",
+    login: Mapping[str, str] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[ScyllaTable]:
     """`columns` as in CREATE TABLE t (…); the log of the first generation is an hour old."""
-    async with cql_session(server) as session, fresh_keyspace(session) as keyspace:
+    async with cql_session(server, **(login or {})) as session, fresh_keyspace(session) as keyspace:
         if before_ddl:
             await session.execute(before_ddl.format(keyspace=keyspace))
         await session.execute(f"CREATE TABLE {keyspace}.t ({columns}) {options}")
@@ -126,6 +134,7 @@ async def scylla_table(
                 "heartbeat_interval_s": 0.1,
                 "pause_s": 0.02,
                 "idle_pause_s": 0.02,
+                "snapshot": "never",
                 "metadata": {"keyspace": keyspace, "tablets_keyspace": keyspace},
                 # the log begins an hour ago, so that what a test wrote long ago is read in few windows
                 "log_ttl_s": 3600,
@@ -167,6 +176,22 @@ def changes(records: Iterable[SourceRecord]) -> list[dict[str, Any]]:
     """The envelopes, without heartbeats."""
     events = [msgspec.json.decode(record.value or b"{}") for record in records]
     return [event for event in events if event.get("op") != "m"]
+
+
+def position_order(position: Position) -> tuple[int, ...]:
+    """The greater one is further, of a source with one table."""
+    table = position["tables"]["t"]
+    streams = [timeuuid_order(bytes.fromhex(last)) for last in table["partial"].values()]
+    snapshot = position["snapshot"]
+    left = snapshot["progress"].get("left", {}).get("t", []) if snapshot else []
+    return (
+        table["until_us"],
+        table["generation_ms"],
+        sum(table["ahead"].values()),
+        sum((time << 64) + int.from_bytes(low, "big") for time, low in streams),
+        -1 if snapshot and not snapshot["progress"] else 0,
+        -sum(last - first + 1 for first, last in left),
+    )
 
 
 def last_position(batches: Iterable[Batch]) -> Position:

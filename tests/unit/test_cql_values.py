@@ -80,7 +80,7 @@ def test_composed_types() -> None:
     mapped = written("MapType(Int32Type, UTF8Type)", {1: "a"})
     assert canonical(mapped, CqlType("map", (INT, TEXT))) == {"1": "a"}
     assert pairs(mapped) == [(b"\0\0\0\1", b"a")]
-    assert canonical(written("SetType(UTF8Type)", {"b", "a"}), CqlType("set", (TEXT,))) == ["a", "b"]
+    assert canonical(written("SetType(UTF8Type)", ["a", "b"]), CqlType("set", (TEXT,))) == ["a", "b"]
     pair = written("TupleType(Int32Type, UTF8Type)", (None, "x"))
     assert canonical(pair, CqlType("tuple", (INT, TEXT))) == [None, "x"]
     assert canonical(pair, CqlType("udt", (INT, TEXT), ("a", "b"))) == {"a": None, "b": "x"}
