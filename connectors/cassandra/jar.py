@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 import shutil
@@ -10,6 +11,8 @@ import subprocess
 from pathlib import Path
 
 from pipeline.core.errors import EnvironmentProblem
+
+log = logging.getLogger(__name__)
 
 JAVA_MAJOR = 17
 MAVEN_TIMEOUT_S = 900.0
@@ -36,6 +39,7 @@ def sidecar_jar(cassandra_major: int) -> Path:
     with target.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two first runs at once must not write one file
         if not target.exists():
+            log.info("Maven fetches the sidecar, once: %s", artifact)
             _fetch(artifact, target)
     return target
 

@@ -1,4 +1,4 @@
-"""A local Cassandra 5 node that writes its change log (CDC)."""
+"""A local Cassandra node, version 5 or 4.1, that writes its change log (CDC)."""
 
 from __future__ import annotations
 
@@ -69,10 +69,12 @@ class CassandraServer(Server):
         log_dir: Path | None = None,
         heap_mib: int = 1024,
         settings: Mapping[str, object] | None = None,
+        major: int = 5,
     ) -> None:
-        """`settings` are added to cassandra.yaml, e.g. cdc_total_space and cdc_block_writes."""
+        """`settings` are added to cassandra.yaml, e.g. cdc_total_space and cdc_block_writes. `major` is 5 or 4."""
         super().__init__(data_dir, port, name=name, log_dir=log_dir)
         self.settings = dict(settings or {})
+        self.jars = "cassandra" if major == 5 else f"cassandra-{major}"
         self.storage_port = storage_port or choose_port()
         self.heap_mib = heap_mib
 
@@ -104,7 +106,10 @@ class CassandraServer(Server):
             "logback.configurationFile": str(self.data_dir / "logback.xml"),
         }
         words += [f"-D{key}={value}" for key, value in properties.items()]
-        return [*words, "-cp", f"{install.jars('cassandra')}/*", "org.apache.cassandra.service.CassandraDaemon"]
+        jars = install.jars(self.jars)
+        # version 4 measures its memory with an agent; version 5 does without
+        words += [f"-javaagent:{agent}" for agent in jars.glob("jamm-0.3*.jar")]
+        return [*words, "-cp", f"{jars}/*", "org.apache.cassandra.service.CassandraDaemon"]
 
     def answers(self) -> bool:
         try:

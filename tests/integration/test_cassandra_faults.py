@@ -24,6 +24,7 @@ from connectors.cassandra.node import read_node
 from connectors.cql.session import CqlSession
 from connectors.publisher import KafkaSettings, ensure_topics
 from connectors.source import Finding
+from deploy.local import install
 from deploy.local.cassandra import CassandraServer
 from deploy.local.processes import ProcessMark
 from pipeline.core.clock import SystemClock
@@ -32,6 +33,7 @@ from tests.support.cassandra import cql_session, fresh_keyspace
 from tests.support.cassandra_source import configured, merged_rows, running, sidecar_of, table_rows
 from tests.support.cli import ROOT
 from tests.support.eventually import eventually, eventually_sync
+from tests.support.servers import LocalRoot
 
 COLUMNS = ["id", "v"]
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(600)]
@@ -249,3 +251,26 @@ async def test_a_sidecar_that_keeps_dying_ends_connect_with_its_last_words(
         _, told = await asyncio.to_thread(process.communicate, timeout=60)
         assert process.returncode == 3 and "Traceback" not in told
         assert "died 2 times" in told and "  | " in told
+
+
+async def test_a_cassandra_4_is_read_by_the_connector_of_its_own(
+    cassandra_server: CassandraServer, local_root: LocalRoot, kafka_bootstrap: str, tmp_path: Path
+) -> None:
+    install.ensure(["cassandra-4"])
+    old = CassandraServer(**local_root.place("cassandra-4"), heap_mib=768, major=4)
+    cassandra_server.stop()
+    try:
+        old.start()
+        async with table_of(old) as (session, keyspace):
+            await write(session, keyspace, range(5))
+            source = configured(old, keyspace, keyspace, ["t"], tmp_path)
+            async with running(source, kafka_bootstrap) as (runtime, task):
+                await eventually(lambda: runtime.statistics.records_delivered == 5, timeout_s=300)
+                await session.execute(f"UPDATE {keyspace}.t SET v = 'new' WHERE id = 1")
+                await session.execute(f"DELETE FROM {keyspace}.t WHERE id = 2")
+                await converged(session, keyspace, kafka_bootstrap, source)
+                assert not task.done()
+    finally:
+        old.kill()
+        old.remove_data()
+        cassandra_server.start()
