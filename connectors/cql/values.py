@@ -72,7 +72,7 @@ def decoder(cql_type: CqlType) -> Decoder:
 
 def raw_hex(value: bytes | None, cql_type: CqlType) -> str | None:
     """`Cell.raw` of schemas/mutation.py: hex that compares as Cassandra compares the value's bytes, None where the
-    canonical value does so itself."""
+    canonical value does so itself. Timestamps as text do not: `…:00.25Z` is behind `…:00.251Z`."""
     if value is None or cql_type.name in _ORDERED:
         return None
     special = _RAW.get(cql_type.name)
@@ -258,14 +258,6 @@ def _raw_number(value: bytes) -> str | None:
     return None if math.isfinite(number) else value.hex()
 
 
-def _raw_timestamp(value: bytes) -> str | None:
-    """Times before 1970 are larger as bytes, and above every text; years above 9999 lie between these and the texts."""
-    milliseconds = _integer(value)
-    if milliseconds < 0:
-        return value.hex()
-    return "3a" + value.hex() if milliseconds >= _YEAR_10000_MS else None
-
-
 def _raw_date(value: bytes) -> str | None:
     """Unsigned, so in order of time; only years that ISO writes with a sign need their place among the texts."""
     day = int.from_bytes(value, "big") - (1 << 31)
@@ -274,7 +266,6 @@ def _raw_date(value: bytes) -> str | None:
     return ("2f" if day < 0 else "3a") + value.hex()
 
 
-_YEAR_10000_MS = 253_402_300_800_000
 _YEAR_10000_DAY = 2_932_897
 _YEAR_0_DAY = -719_528
 
@@ -310,6 +301,5 @@ _ORDERED = _TEXTS | {"tinyint", "smallint", "int", "bigint", "counter", "boolean
 _RAW: dict[str, Callable[[bytes], str | None]] = {
     "float": _raw_number,
     "double": _raw_number,
-    "timestamp": _raw_timestamp,
     "date": _raw_date,
 }
