@@ -175,11 +175,12 @@ def key_of_record(table: TablePlan, record: Record) -> str | None:
 def _advance(
     applied: dict[Partition, AppliedPosition], table: TablePlan, record: Record, event: ChangeEvent | None
 ) -> None:
-    """Only streamed changes and heartbeats say that everything before them has been seen; snapshot rows do not."""
+    """Only streamed changes and heartbeats say that everything before them has been seen; snapshot rows do not, and
+    writes of wide-column tables do not either: their timestamps are their writers', in no order."""
     partition = (record.topic, record.partition)
     known = applied.get(partition)
     version, time_us = (known.version, known.commit_time_us) if known else ("", 0)
-    if event is not None and event.operation is not Operation.SNAPSHOT:
+    if event is not None and event.operation is not Operation.SNAPSHOT and event.mutation is None:
         is_message = event.operation is Operation.MESSAGE
         if not is_message or (event.message is not None and event.message[0] == HEARTBEAT_PREFIX):
             version, time_us = max(version, event.version), max(time_us, event.commit_time_us)

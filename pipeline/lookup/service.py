@@ -187,10 +187,10 @@ def _sources(spec: ContextSpec) -> list[str]:
 
 
 def _watermarks(served: ServedContext) -> dict[str, int | None]:
-    """Per source, up to when everything that it committed has been applied in every partition."""
-    oldest: dict[str, int | None] = dict.fromkeys(_sources(served.spec))
+    """Per source, up to when everything that it committed has been applied in every partition; None: not known, as
+    while a partition has seen nothing that tells."""
+    found: dict[str, list[int]] = {source: [] for source in _sources(served.spec)}
     for position in served.applied.values():
-        if position.source in oldest:
-            known = oldest[position.source]
-            oldest[position.source] = position.commit_time_us if known is None else min(known, position.commit_time_us)
-    return oldest
+        if position.source in found:
+            found[position.source].append(position.commit_time_us)
+    return {source: min(times) or None if times else None for source, times in found.items()}

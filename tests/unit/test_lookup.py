@@ -153,6 +153,15 @@ async def test_stale_means_older_than_the_spec_allows(
     assert all(age is None or age >= 0 for age in answer.age_ms.values())
 
 
+async def test_a_partition_that_has_seen_no_time_makes_its_source_unknown_and_not_half_a_century_old(
+    reader: MemoryReader,
+) -> None:
+    reader.applied["a", 2] = AppliedPosition("nyc", 7, "", 0)
+    answer = await service(reader).get("flight", "1")
+    assert answer.status == "stale"
+    assert answer.age_ms["nyc"] is None and answer.as_of_us["nyc"] is None and answer.age_ms["fleet"] == 5
+
+
 async def test_positions_are_read_before_bundles_and_kept_for_a_moment(reader: MemoryReader) -> None:
     order: list[str] = []
     fetch, read_applied = reader.fetch, reader.read_applied

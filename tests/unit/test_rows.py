@@ -6,7 +6,10 @@ from typing import Any
 
 from pipeline.plan import Plan, compile_plan
 from pipeline.rows import Change, decode_batch
+from pipeline.stores.store import AppliedPosition
 from schemas.context import ContextSpec
+from schemas.mutation import Cell, Mutation, MutationSource, encode_heartbeat, encode_mutation
+from schemas.record import Record
 from tests.support.debezium_fixtures import column, with_schemas
 
 FIELDS = [column("id", "int32"), column("n", "string"), column("place", "struct", "io.debezium.data.New")]
@@ -30,3 +33,27 @@ def test_a_column_of_unknown_type_refuses_only_rows_of_specs_that_list_it() -> N
         assert (letter.reason, decoded.changes) == (reason, [])
     unset = with_schemas({"id": 1, "n": "a", "place": None}, FIELDS)
     assert not decode_batch(plan_of(fields=["place"]), [unset]).dead_letters
+
+
+def test_only_heartbeats_tell_how_far_a_wide_column_table_is_applied() -> None:
+    """A write's timestamp is its writer's: one from the future must not make everything before it seem applied."""
+    source = MutationSource("scylla", "x", "p", "t")
+    writes = [encode_mutation(source, {"id": 1}, Mutation(cells={"n": Cell(ts, "a")}), 0) for ts in (5, 10**17)]
+    beat = encode_heartbeat(source, 700, 0)
+    records = [Record("x.p.t", 0, number, key, value) for number, (key, value) in enumerate([*writes, beat])]
+    plan = plan_of()
+    assert decode_batch(plan, records[:2]).applied["x.p.t", 0] == AppliedPosition("x", 2, "", 0)
+    assert decode_batch(plan, records).applied["x.p.t", 0].commit_time_us == 700
+    assert [write.key for write in decode_batch(plan, records).writes] == ["1", "1"]
+
+
+def test_a_partition_key_that_contradicts_the_spec_is_set_aside_with_the_remedy() -> None:
+    source = MutationSource("scylla", "x", "p", "t")
+    wide = {"entity": {"key": ["a", "b", "id"]}}
+    key = {"a": 1, "b": 2, "id": None}
+    record = Record("x.p.t", 0, 0, *encode_mutation(source, key, Mutation(scope="partition", deleted=5), 0))
+    (letter,) = decode_batch(plan_of(**wide), [record]).dead_letters
+    assert "partition_key of the entity" in letter.reason and "names a, b" in letter.reason
+    wide["entity"]["partition_key"] = ["a", "b"]
+    (write,) = decode_batch(plan_of(**wide), [record]).writes
+    assert (write.key, write.partition) == (None, "1|2")
