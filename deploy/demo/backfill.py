@@ -16,6 +16,7 @@ from schemas.topics import table_topic
 
 _QUIET_S = 180.0
 _TOPIC = table_topic("nyc", "public.flights")
+TABLES_READ = {"flight": len(TABLES), "airport": 3}
 
 
 async def wait_until_backfilled(
@@ -24,8 +25,12 @@ async def wait_until_backfilled(
     rows: int,
     roles: Sequence[Role],
     advance: Callable[[int], None] = lambda count: None,
+    *,
+    tables: Mapping[str, int] = TABLES_READ,
+    records: Mapping[str, int] | None = None,
 ) -> None:
-    """Returns when every partition of every table has applied a heartbeat that was written after this call.
+    """Returns when every partition of every Postgres table (`tables`: how many a context reads) has applied a heartbeat
+    that was written after this call, and as many records of each other topic as `records` says.
 
     The connector writes heartbeats only once its snapshot is complete. `advance(count)` is told of applied flights,
     all contexts together. Raises EnvironmentProblem when a role ends or nothing moves for three minutes.
@@ -39,8 +44,10 @@ async def wait_until_backfilled(
             if done > shown:
                 advance(done - shown)
                 shown, moved = done, time.monotonic()
-            fresh = [sum(position.commit_time_us > since_us for position in each.values()) for each in applied]
-            if fresh == [_partitions_of(name) for name in contexts]:
+            fresh = [_fresh(positions, since_us) for positions in applied]
+            if fresh == [PARTITIONS * tables[name] for name in contexts] and all(
+                _offsets(applied[0], topic) >= count for topic, count in (records or {}).items()
+            ):
                 break
             for role in roles:
                 role.ensure_running()
@@ -54,9 +61,12 @@ async def wait_until_backfilled(
 
 
 def _flights(applied: Mapping[tuple[str, int], Any]) -> int:
-    return sum(position.offset for (topic, _), position in applied.items() if topic == _TOPIC)
+    return _offsets(applied, _TOPIC)
 
 
-def _partitions_of(context: str) -> int:
-    """flight reads all five tables, airport three of them."""
-    return PARTITIONS * (len(TABLES) if context == "flight" else 3)
+def _offsets(applied: Mapping[tuple[str, int], Any], wanted: str) -> int:
+    return sum(position.offset for (topic, _), position in applied.items() if topic == wanted)
+
+
+def _fresh(applied: Mapping[tuple[str, int], Any], since_us: int) -> int:
+    return sum(position.source == "nyc" and position.commit_time_us > since_us for position in applied.values())

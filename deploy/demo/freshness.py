@@ -32,10 +32,13 @@ class FreshnessWatcher:
         self._process = context.Process(target=_watch, args=(settings, theirs), daemon=True)
         self._process.start()
         theirs.close()
-        if not self._ours.poll(_START_S):
+        try:
+            if not self._ours.poll(_START_S):
+                raise EOFError
+            self._ours.recv()
+        except EOFError:
             self._process.terminate()
-            raise EnvironmentProblem(f"the process that watches freshness did not start within {_START_S:g} s")
-        self._ours.recv()
+            raise EnvironmentProblem("the process that watches freshness did not start") from None
         self.expected = 0
 
     def expect(self, key: str, marker: bytes, committed_ns: int) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -31,6 +32,8 @@ class Addresses:
     kafka: str
     administration: str
     redis: str
+    cassandra: str = ""
+    cassandra_yaml: Path = Path()
 
     @property
     def dsn(self) -> str:
@@ -47,10 +50,15 @@ class Harness:
         self.addresses: Addresses | None = None
         self.roles: list[Role] = []
 
-    def up(self, fresh: bool = True, say: Callable[[str], None] = _silent) -> Addresses:
-        """Starts Kafka, Postgres and Redis, emptied unless `fresh` is False. Raises EnvironmentProblem."""
-        found = {status.name: status.address for status in self.stack.up(fresh=fresh, say=say)}
-        self.addresses = Addresses(found["kafka"], found["postgres"], found["redis"])
+    def up(self, fresh: bool = True, say: Callable[[str], None] = _silent, extra: Sequence[str] = ()) -> Addresses:
+        """Starts Kafka, Postgres, Redis and what is `extra`, emptied unless `fresh` is False. Raises
+        EnvironmentProblem."""
+        servers = {status.name: status for status in self.stack.up(with_=extra, fresh=fresh, say=say)}
+        kafka, postgres, redis = (servers[name].address for name in ("kafka", "postgres", "redis"))
+        self.addresses = Addresses(kafka, postgres, redis)
+        if "cassandra" in servers:
+            yaml_path = Path(servers["cassandra"].data_dir) / "cassandra.yaml"
+            self.addresses = replace(self.addresses, cassandra=servers["cassandra"].address, cassandra_yaml=yaml_path)
         return self.addresses
 
     def use_redis(self, url: str) -> None:
@@ -100,14 +108,23 @@ class Harness:
             await connection.close()
         return count
 
-    def write_config(self, contexts: Sequence[str] = ("flight", "airport")) -> Path:
-        """The configuration that every role reads, and copies of the context files beside it."""
+    def write_config(
+        self,
+        contexts: Sequence[str] = ("flight", "airport"),
+        *,
+        tables: Sequence[Table] = TABLES,
+        sources: Mapping[str, Any] | None = None,
+        context_folder: Path = CONTEXTS,
+    ) -> Path:
+        """The configuration that every role reads, and copies of the context files beside it. `tables` are those of
+        Postgres, `sources` further ones; a context that `context_folder` lacks is the one for Postgres alone."""
         assert self.addresses is not None, "up() comes first"
         folder = self.root / "contexts"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         for name in contexts:
-            shutil.copy(CONTEXTS / f"{name}.yaml", folder)
+            special = context_folder / f"{name}.yaml"
+            shutil.copy(special if special.exists() else CONTEXTS / f"{name}.yaml", folder)
         config = {
             "kafka": {"bootstrap_servers": self.addresses.kafka, "partitions": PARTITIONS},
             "redis": {"url": self.addresses.redis},
@@ -115,8 +132,9 @@ class Harness:
                 "nyc": {
                     "connector": "postgres",
                     "dsn": self.dsn,
-                    "tables": [f"public.{table.name}" for table in TABLES],
-                }
+                    "tables": [f"public.{table.name}" for table in tables],
+                },
+                **(sources or {}),
             },
             "contexts": ["contexts/*.yaml"],
         }

@@ -14,18 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from deploy.demo.backfill import wait_until_backfilled
-from deploy.demo.data import FLIGHTS, TABLES
+from deploy.demo.data import FLIGHTS, TABLES, WEATHER
 from deploy.demo.freshness import FreshnessWatcher, percentile
+from deploy.demo.harness import CONTEXTS as CONTEXT_FOLDER
 from deploy.demo.harness import Harness
 from deploy.demo.replay import departures, replay
 from deploy.demo.story import Story
+from deploy.demo.wide import WEATHER_TOPIC, WideDatabase
 from deploy.local.processes import choose_port
 from deploy.local.roles import wait_for
 from pipeline.core.errors import EnvironmentProblem
 
 ALL_FLIGHTS = 336_776
 CONTEXTS = ("flight", "airport")
+POSTGRES_TABLES = [table for table in TABLES if table is not WEATHER]
+_TABLES_READ = {"flight": len(POSTGRES_TABLES), "airport": 3}
 _LIVE_RATE = 150.0
+_GATE_EVERY = 5
+"""So many departures for one that its gate tells of."""
 _QUIET_S = 180.0
 
 Verify = Callable[[Path, str, Callable[[str, int], None]], Any]
@@ -52,6 +58,7 @@ class Demo:
         self.harness = Harness(settings.root)
         self.result: dict[str, Any] = {"verified": 0, "mismatches": 0}
         self.port = 0
+        self.wide: WideDatabase | None = None
 
     def run(self) -> dict[str, Any]:
         try:
@@ -65,9 +72,13 @@ class Demo:
     async def _run(self) -> None:
         started = time.monotonic()
         await self._servers()
-        await self._load()
-        await self._backfill()
-        await self._live()
+        try:
+            await self._load()
+            await self._backfill()
+            await self._live()
+        finally:
+            if self.wide is not None:
+                await self.wide.close()
         await self._look()
         await self._verify()
         self.result["seconds"] = round(time.monotonic() - started, 1)
@@ -75,14 +86,17 @@ class Demo:
         self.story.summary(self.result)
 
     async def _servers(self) -> None:
-        self.story.step("Real servers: Kafka carries the changes, Postgres is the source, Redis holds the bundles")
-        await asyncio.to_thread(self.harness.up, True, self.story.say)
+        self.story.step(
+            "Real servers: Postgres and Cassandra are the sources, Kafka carries the changes, Redis holds the bundles"
+        )
+        await asyncio.to_thread(self.harness.up, True, self.story.say, ("cassandra",))
 
     async def _load(self) -> None:
         rows = self.settings.rows
         self.story.step("Five real tables of 2013: every flight that left New York, with planes, airports and weather")
-        await self.harness.create_tables()
-        for table in TABLES:
+        await self.harness.create_tables(POSTGRES_TABLES)
+        await self._load_weather()
+        for table in POSTGRES_TABLES:
             if table is FLIGHTS:
                 with self.story.bar("flights into Postgres", rows) as advance:
                     loaded = await self.harness.load(table, rows, advance)
@@ -91,27 +105,55 @@ class Demo:
                 self.story.say(f"{table.name} into Postgres: {loaded:,}")
         self.result["backfilled"] = loaded
 
+    async def _load_weather(self) -> None:
+        addresses = self.harness.addresses
+        assert addresses is not None
+        self.wide = await WideDatabase.open(addresses.cassandra, self.harness.root)
+        await self.wide.create()
+        with self.story.bar("hours of weather into Cassandra", 26_115) as advance:
+            self.result["weather"] = await self.wide.load_weather(advance)
+
     async def _backfill(self) -> None:
-        self.story.step("Backfill: a snapshot of the tables flows through Kafka and becomes bundles in Redis")
-        self.story.say("context flight: with its weather, airline, plane, airports and the carrier's punctuality")
+        self.story.step("Backfill: snapshots of both databases flow through Kafka and become bundles in Redis")
+        self.story.say("context flight: with its airline, plane, airports and the carrier's punctuality from Postgres,")
+        self.story.say("   the weather of its hour from Cassandra, what its gate says from a log as Scylla writes it")
         self.story.say("context airport: departures in numbers, the last twenty of them, carriers by share")
-        self.harness.write_config(CONTEXTS)
-        connector = self.harness.role("connect", "nyc").start()
+        assert self.harness.addresses is not None and self.wide is not None
+        self.harness.write_config(
+            CONTEXTS,
+            tables=POSTGRES_TABLES,
+            sources=self.wide.sources(self.harness.addresses.cassandra_yaml),
+            context_folder=CONTEXT_FOLDER / "all_sources",
+        )
+        connectors = [self.harness.role("connect", name).start() for name in ("nyc", "sky", "gates")]
         workers = [self.harness.role("worker", name).start() for name in CONTEXTS]
         started, rows = time.monotonic(), self.settings.rows
         with self.story.bar("changes applied, both contexts", rows * len(CONTEXTS)) as advance:
-            await wait_until_backfilled(self.harness, CONTEXTS, rows, [connector, *workers], advance)
+            await wait_until_backfilled(
+                self.harness,
+                CONTEXTS,
+                rows,
+                [*connectors, *workers],
+                advance,
+                tables=_TABLES_READ,
+                records={WEATHER_TOPIC: self.result["weather"]},
+            )
         elapsed_s = time.monotonic() - started
         self.result["backfill_s"] = round(elapsed_s, 1)
         self.result["events_per_s"] = round(rows * len(CONTEXTS) / elapsed_s)
 
     async def _live(self) -> None:
-        self.story.step(f"Live: {self.settings.live:,} real departures again, as inserts and then updates in Postgres")
+        self.story.step(
+            f"Live: {self.settings.live:,} real departures again, as inserts and then updates in Postgres, with the "
+            "weather of each hour in Cassandra and what the gates say"
+        )
+        assert self.wide is not None
         rows = departures(self.settings.rows, self.settings.live)
         watcher = FreshnessWatcher(self.harness.redis_settings("flight"))
         seen: list[float] = []
         started = time.monotonic()
         task = asyncio.create_task(replay(self.harness.dsn, rows, _LIVE_RATE, watcher.expect))
+        told = asyncio.create_task(self.wide.follow(rows[::_GATE_EVERY], _LIVE_RATE / 2 / _GATE_EVERY))
         try:
             with self.story.live() as show:
                 while not task.done() or (len(seen) < watcher.expected and time.monotonic() - started < _QUIET_S):
@@ -119,8 +161,10 @@ class Demo:
                     show(seen, watcher.expected, time.monotonic() - started)
                     await asyncio.sleep(0.1)
             changes = await task
+            self.result["wide_column_writes"] = await told
         finally:
             task.cancel()
+            told.cancel()
             watcher.close()
         lost = sum(value < 0 for value in seen) + watcher.expected - len(seen)
         if lost:
@@ -140,7 +184,7 @@ class Demo:
             self.story.bundle(f"{context} {key}: {answer['status']}", answer["bundle"])
 
     async def _verify(self) -> None:
-        self.story.step("Verify: SQL on Postgres computes every bundle again, without any of our tables or keys")
+        self.story.step("Verify: SQL and CQL on the sources compute every bundle again, without any of our own state")
         for context in CONTEXTS:
             total = self.settings.rows + self.settings.live if context == "flight" else 1458
             shown = 0
@@ -154,7 +198,7 @@ class Demo:
                 found = await self.verify(self.harness.config_path, context, progress)
             self.result["verified"] += found.verified
             self.result["mismatches"] += found.mismatches + found.unsettled
-            self.story.say(f"{context}: {found.verified:,} equal to what SQL says, {found.mismatches} differ")
+            self.story.say(f"{context}: {found.verified:,} equal to what the databases say, {found.mismatches} differ")
 
     def _how_to_go_on(self) -> None:
         config = self.harness.config_path
