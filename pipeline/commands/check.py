@@ -60,7 +60,11 @@ async def _check(
     for source in sources:
         if _reached(checked[source.name]) and _reached(kafka):
             checked[source.name] += await _check_position(config, source)
-    ours = {*config.sources} - {source.name for source in sources if source.plugin.source is None}
+    foreign = {source.name for source in sources if source.plugin.source is None}
+    if _reached(kafka):
+        told = await _check_foreign(config, contexts.values(), foreign)
+        checked = {name: [*findings, *told.get(name, [])] for name, findings in checked.items()}
+    ours = {*config.sources} - foreign
     declared = [finding for spec in contexts.values() for finding in _check_decimals(spec, ours)]
     redis = [_check_redis(str(config.redis.url))]
     versions = [await _check_version(config, spec) for spec in concerned] if _reached(redis) else []
@@ -97,7 +101,7 @@ async def _check_source(configured: Configured, contexts: Mapping[str, ContextSp
     from pipeline.core.errors import EnvironmentProblem, Retryable
 
     if configured.plugin.source is None:
-        message = f"{configured.plugin.name}: its topics are filled by others; there is nothing to examine"
+        message = f"{configured.plugin.name}: its topics are filled by others; nothing has to run"
         return [Finding("ok", f"source {configured.name}", message)]
     source = configured.source()
     try:
@@ -108,6 +112,27 @@ async def _check_source(configured: Configured, contexts: Mapping[str, ContextSp
     finally:
         await source.close()
     return _named(configured, findings)
+
+
+async def _check_foreign(
+    config: Config, contexts: Iterable[ContextSpec], sources: Iterable[str]
+) -> dict[str, list[Finding]]:
+    """Of sources whose topics others fill: those topics."""
+    from connectors.source import Finding
+    from pipeline.commands._foreign_topics import check_foreign_topics
+    from pipeline.core.errors import EnvironmentProblem, Fatal, Retryable
+
+    names = sorted(sources)
+    if not names:
+        return {}
+    try:
+        found = await check_foreign_topics(config, contexts, names)
+    except (Retryable, Fatal, EnvironmentProblem) as error:
+        return {name: [Finding(UNREACHABLE, f"{name}: topics", str(error))] for name in names}
+    return {
+        name: [Finding(one.severity, f"{name}: {one.subject}", one.message, one.mend) for one in findings]
+        for name, findings in found.items()
+    }
 
 
 async def _check_itself(configured: Configured, source: Source) -> list[Finding]:

@@ -42,12 +42,25 @@ def command(
         raise click.UsageError("give one source, or --all")
     config = load(config_path)
     names = sorted(config.sources) if source is None else [source]
-    parsed = configured_sources(config, names)
+    parsed = _to_run(configured_sources(config, names), every)
     if table is not None:
         asyncio.run(_request_snapshot(parsed[0], table))
         click.echo(f"{table} will be read again by the running connector of {names[0]}")
         return
     asyncio.run(_run(parsed, kafka_settings(config), reset, metrics_port))
+
+
+def _to_run(sources: list[Configured], every: bool) -> list[Configured]:
+    """Without those whose topics others fill. Raises ConfigError when that leaves nothing to run."""
+    from pipeline.core.errors import ConfigError
+
+    running = [one for one in sources if one.plugin.source is not None]
+    idle = [one.name for one in sources if one.plugin.source is None]
+    if idle and not running:
+        raise ConfigError([f"source {', '.join(idle)}: nothing has to run, others (Debezium) fill its topics"])
+    if every and idle:
+        click.echo(f"nothing has to run for {', '.join(idle)}: others fill those topics", err=True)
+    return running
 
 
 async def _request_snapshot(configured: Configured, table: str) -> None:

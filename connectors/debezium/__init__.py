@@ -1,0 +1,1 @@
+"""Topics of existing Debezium deployments, as sources without a connector of ours."""
