@@ -1,4 +1,5 @@
-"""The oracle: bundles computed from the sources by SQL, sharing nothing with the path that computes them from changes.
+"""The oracle: bundles computed from the sources by their own languages, sharing nothing with the path that computes
+them from changes.
 
 It goes level by level through the spec: for a chunk of root rows, each section is one question per source ("the rows
 with these join values, in this order, so many each"), whose answers are remembered by join value, since thousands of
@@ -14,8 +15,8 @@ from typing import Any
 import msgspec
 
 from pipeline.ops.aggregates import aggregate, empty_section
-from pipeline.ops.levels import Level, Row, build_levels, undeclared_numbers
-from pipeline.ops.reader import Match, TableReader
+from pipeline.ops.levels import Level, Row, build_levels, undeclared_numbers, walk
+from pipeline.ops.reader import Holding, Match, TableReader
 from pipeline.ops.sorting import sort_key
 from schemas.context import ContextSpec
 from schemas.keys import key_text, plain_decimal, split_key_text
@@ -47,8 +48,11 @@ class Oracle:
         return undeclared_numbers(self._root)
 
     def forget(self) -> None:
-        """Drops remembered sections, so that the sources are read again."""
+        """Drops what is remembered, so that the sources are read again."""
         self._memo.clear()
+        for level in walk(self._root):
+            if isinstance(level.reader, Holding):
+                level.reader.forget()
 
     async def all_bundles(self) -> AsyncIterator[dict[str, bytes]]:
         """Root key text → JSON of the whole bundle, in chunks; every root row that the filter lets through."""

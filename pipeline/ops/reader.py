@@ -11,8 +11,8 @@ Match = Mapping[str, Sequence[str]]
 
 
 class TableReader(Protocol):
-    """Reads one source as it is now. Safe for concurrent calls; raises EnvironmentProblem when the source is away,
-    ConfigError for a table or column that does not exist."""
+    """Reads one source as it is now. Safe for concurrent calls; raises EnvironmentProblem when the source is away or
+    refuses, ConfigError or EnvironmentProblem for a table or column that does not exist."""
 
     async def columns(self, table: str) -> dict[str, str]:
         """Column → type, e.g. {"id": "bigint"}; those in NUMBER_TYPES and TIME_TYPES sort as what they are."""
@@ -29,6 +29,14 @@ class TableReader(Protocol):
 
     async def clock_us(self) -> int:
         """The source's clock, microseconds since 1970 UTC: what is committed before now is older."""
+
+
+@runtime_checkable
+class Holding(Protocol):
+    """An optional ability of a TableReader: it holds tables in memory that its source can't look rows up in."""
+
+    def forget(self) -> None:
+        """They are read again when they are asked for."""
 
 
 class Measure(NamedTuple):
