@@ -2,7 +2,8 @@
 
 Changes go on while it looks, so a first difference is only a suspicion. A suspect is read again: source, then (after
 everything up to that moment has been applied) the store, then the source once more. Where the source stood still
-and the store still says otherwise, the difference counts.
+and the store still says otherwise, the difference counts (suspects.py). Where nothing tells what has been applied,
+suspects are read again until they agree or have differed for as long as somebody is patient.
 """
 
 from __future__ import annotations
@@ -17,15 +18,12 @@ from pipeline.ops.applied import Applied, Target, wait_until_applied
 from pipeline.ops.difference import ABSENT, Difference, differences
 from pipeline.ops.oracle import Oracle
 from pipeline.ops.reader import TableReader
+from pipeline.ops.suspects import Suspects
 
 KEYS_MAX = 500
 AGAIN_KEYS = 4_000
 SLICE_KEYS = 20_000
 REPORTED_KEYS_MAX = 500
-AGAIN_KEYS = 4_000
-SLICE_KEYS = 20_000
-ROUNDS_MAX = 4
-ROUND_PAUSE_S = 0.5
 
 
 class Answers(Protocol):
@@ -43,12 +41,15 @@ class Answers(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """`sample` 0 checks everything; `topics` are each source's topics with their number of partitions (0: unknown)."""
+    """`sample` 0 checks everything; `topics` are the topics with their number of partitions (0: unknown), of each
+    source whose heartbeats say up to when everything has been applied. `patience_s` is how long a difference must last
+    where that does not settle it: sources without heartbeats, values whose time to live is over."""
 
     sample: int = 0
     keys: tuple[str, ...] = ()
     seed: int = 0
     wait_s: float = 60.0
+    patience_s: float = 0.0
     topics: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
@@ -180,25 +181,21 @@ class Verifier:
                 self._result.mismatches += self._result.unconfirmed
                 return
 
-    async def _confirm_slice(self, pending: list[str]) -> int:
-        """The number of lasting mismatches: what still differs when several rounds have brought nothing more."""
-        found: dict[str, list[Difference]] = {}
-        moving: set[str] = set()
-        stalled = 0
-        while pending and stalled < ROUNDS_MAX:
-            if stalled:
-                await self._clock.sleep(ROUND_PAUSE_S)
-            found, moving = {}, set()
-            for chunk in _chunks(pending, AGAIN_KEYS):
-                await self._read_again(chunk, found, moving)
-                self._progress("reading differences again", len(found))
-            remaining = [*found, *moving]
-            stalled = stalled + 1 if len(remaining) == len(pending) else 1
-            pending = remaining
-        self._count(found, moving)
-        return len(found)
+    async def _confirm_slice(self, keys: list[str]) -> int:
+        """The number of lasting mismatches."""
+        suspects = Suspects(keys, self._settings.patience_s, self._clock.monotonic_s())
+        pause_s: float | None = 0.0
+        while pause_s is not None:
+            if pause_s:
+                await self._clock.sleep(pause_s)
+            for chunk in _chunks(suspects.pending, AGAIN_KEYS):
+                await self._read_again(chunk, suspects)
+                self._progress("reading differences again", len(suspects.lasting))
+            pause_s = suspects.pause_s(self._clock.monotonic_s())
+        self._count(suspects.lasting, suspects.moving)
+        return len(suspects.lasting)
 
-    def _count(self, found: Mapping[str, list[Difference]], moving: set[str]) -> None:
+    def _count(self, found: Mapping[str, list[Difference]], moving: Sequence[str]) -> None:
         self._result.unsettled += len(moving)
         self._result.mismatches += len(found)
         for key, lasting in found.items():
@@ -207,34 +204,18 @@ class Verifier:
             if len(self._result.found) < REPORTED_KEYS_MAX:
                 self._result.found.append((key, lasting))
 
-    async def _read_again(self, keys: Sequence[str], found: dict[str, list[Difference]], moving: set[str]) -> None:
-        self._oracle.forget()
-        before = await self._oracle.bundles(keys)
+    async def _read_again(self, keys: Sequence[str], suspects: Suspects) -> None:
+        unasked = suspects.unasked(keys)
+        if unasked:
+            self._oracle.forget()
+            suspects.begin(unasked, await self._oracle.bundles(unasked), self._clock.monotonic_s())
         await self._wait()
         stored = await self._stored(keys)
         self._oracle.forget()
-        after = await self._oracle.bundles(keys)
+        source = await self._oracle.bundles(keys)
+        now_s = self._clock.monotonic_s()
         for key, answer in zip(keys, stored, strict=True):
-            lasting, moved = _settle(before.get(key), answer, after.get(key))
-            if lasting:
-                found[key] = lasting
-            elif moved:
-                moving.add(key)
-
-
-def _settle(before: bytes | None, stored: bytes | None, after: bytes | None) -> tuple[list[Difference], bool]:
-    """(differences in fields and sections where the source stood still, whether others were moving).
-
-    A field that the source changed in between may show either of its values.
-    """
-    now = differences(after, stored)
-    if not now:
-        return [], False
-    earlier_tops = {difference.top for difference in differences(before, stored)}
-    moved_tops = {difference.top for difference in differences(before, after)}
-    both = [difference for difference in now if difference.top in earlier_tops or "" in earlier_tops]
-    lasting = [difference for difference in both if not moved_tops & {difference.top, ""}]
-    return lasting, len(both) > len(lasting)
+            suspects.judge(key, answer, source.get(key), now_s)
 
 
 def _chunks(keys: Sequence[str], size: int = KEYS_MAX) -> Iterable[Sequence[str]]:

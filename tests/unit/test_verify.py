@@ -246,3 +246,33 @@ async def test_a_limit_of_zero_asks_once() -> None:
 
     with pytest.raises(EnvironmentProblem, match="nothing applied yet"):
         await wait_until_applied(nothing, Target("shop", 1, {"t": 0}), ManualClock(), 0)
+
+
+async def test_without_heartbeats_a_difference_counts_when_it_has_lasted_for_the_patience() -> None:
+    world = World()
+    world.reader.table[1]["a"] = 11
+    world.answers.stored["2"]["a"] = 21
+    began_s = world.clock.time_s
+
+    def arrive() -> None:
+        if world.clock.time_s > began_s + 20:
+            world.answers.stored["1"]["a"] = 11
+
+    world.clock.on_sleep = arrive
+    result = await world.verify(patience_s=30.0)
+    assert [key for key, _ in result.found] == ["2"] and result.unsettled == 0
+    assert world.clock.time_s >= began_s + 30
+
+
+async def test_a_row_that_the_source_changes_again_gets_its_patience_again() -> None:
+    world = World()
+    began_s = world.clock.time_s
+
+    def change() -> None:
+        age = int(world.clock.time_s - began_s)
+        world.reader.table[1]["a"] = 100 + age // 8
+        world.answers.stored["1"]["a"] = 100 + (age - 4) // 8
+
+    world.reader.on_read = change
+    result = await world.verify(patience_s=10.0)
+    assert result.mismatches == 0
