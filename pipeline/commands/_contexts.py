@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.bundle import empty_bytes
 from pipeline.core.errors import ConfigError
@@ -136,14 +136,3 @@ async def _without_state(serving: RedisServing, spec: ContextSpec, wanted: int, 
     if wanted != spec.version:
         _LOG.warning("%s. Answering from the configured version %d.", problem, spec.version)
     return spec
-
-
-def make_reader(name: str, source: Mapping[str, Any]) -> Any:
-    """The TableReader of a configured source; the composition root is where connectors meet the rest."""
-    from connectors.postgres.config import parse_config
-    from connectors.postgres.reader import PostgresReader
-
-    if source.get("connector") != "postgres":
-        raise ConfigError([f"source {name}: verify cannot read sources of connector {source.get('connector')!r} yet"])
-    parsed = parse_config(name, dict(source))
-    return PostgresReader(parsed.dsn.get_secret_value(), name, parsed.row_filters)

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from connectors.readers import Reading
     from pipeline.core.config import Config
     from pipeline.ops.verify import Progress, Settings, Verification
     from schemas.context import ContextSpec
@@ -35,9 +38,11 @@ def command(
     as_json: bool,
     config_path: str,
 ) -> None:
-    """Compute the bundles of CONTEXT from the sources by SQL and compare them with what lookups answer.
+    """Compute the bundles of CONTEXT from the sources by SQL and CQL and compare them with what lookups answer.
 
-    While a changed spec is built, the version that serves is verified, by the spec that it was built from.
+    While a changed spec is built, the version that serves is verified, by the spec that it was built from. Of sources
+    that do not tell how far their changes have come (cassandra, debezium), what differs is compared again and again,
+    and counts when it differs for as long as --wait says.
     Exit code 0: equal; 1: they differ; 3: a side is away, or changes do not arrive.
     """
     import asyncio
@@ -89,9 +94,8 @@ async def verify_context(
     from contextlib import AsyncExitStack
     from dataclasses import replace
 
-    from pipeline.commands._contexts import make_reader, open_context
+    from pipeline.commands._contexts import open_context
     from pipeline.core.clock import SystemClock
-    from pipeline.core.errors import ConfigError
     from pipeline.ops.oracle import Oracle
     from pipeline.ops.verify import Verifier
     from schemas.keys import root_key_texts
@@ -100,19 +104,48 @@ async def verify_context(
         answers = await open_context(config, spec, version=version, changes_allowed=False)
         stack.push_async_callback(answers.close)
         _note_version(spec, answers.spec, version)
-        readers: dict[str, Any] = {}
-        for name in sorted({entity.source for entity in answers.spec.entities.values()}):
-            if name not in config.sources:
-                raise ConfigError([f"context {spec.context}: no source {name!r} in the configuration"])
-            readers[name] = make_reader(name, config.sources[name])
-            stack.push_async_callback(readers[name].close)
+        readings = _readings(config, answers.spec, progress)
+        readers = {name: reading.reader for name, reading in readings.items()}
+        for reader in readers.values():
+            stack.push_async_callback(reader.close)
         oracle = await Oracle.create(answers.spec, readers, config.mask_key)
         for hint in oracle.hints:
             click.echo(f"note: {hint}", err=True)
         keys = tuple(root_key_texts(answers.spec, settings.keys))
-        settings = replace(settings, keys=keys, topics=await _topics(config, answers.spec))
+        beating = {name for name, reading in readings.items() if reading.heartbeats}
+        topics = await _topics(config, answers.spec, beating)
+        settings = replace(settings, keys=keys, topics=topics, patience_s=_patience_s(readings, settings.wait_s))
         result = await Verifier(oracle, answers, readers, SystemClock(), settings, progress).run()
         return replace(result, version=answers.spec.version)
+
+
+def _readings(config: Config, spec: ContextSpec, progress: Progress) -> dict[str, Reading]:
+    """By source. Raises ConfigError with every source that is not there or can't be verified."""
+    from connectors.readers import reading_of
+    from pipeline.commands._sources import configured_sources
+    from pipeline.core.errors import ConfigError
+
+    names = sorted({entity.source for entity in spec.entities.values()})
+    mistakes = [
+        f"context {spec.context}: no source {name!r} in the configuration"
+        for name in names
+        if name not in config.sources
+    ]
+    readings = {}
+    for source in configured_sources(config, [name for name in names if name in config.sources]):
+        try:
+            readings[source.name] = reading_of(source, progress)
+        except ConfigError as error:
+            mistakes += error.mistakes
+    if mistakes:
+        raise ConfigError(mistakes)
+    return readings
+
+
+def _patience_s(readings: Mapping[str, Reading], wait_s: float) -> float:
+    """Without heartbeats nothing tells what has been applied: then what differs may be on its way, as long as waiting
+    for it would be allowed."""
+    return max(reading.settle_s + (0.0 if reading.heartbeats else wait_s) for reading in readings.values())
 
 
 def _note_version(configured: ContextSpec, verified: ContextSpec, asked: int | None) -> None:
@@ -121,13 +154,14 @@ def _note_version(configured: ContextSpec, verified: ContextSpec, asked: int | N
         click.echo(f"note: version {verified.version} serves and is what is verified; {other}", err=True)
 
 
-async def _topics(config: Config, spec: ContextSpec) -> dict[str, dict[str, int]]:
+async def _topics(config: Config, spec: ContextSpec, sources: set[str]) -> dict[str, dict[str, int]]:
     from pipeline.ops.partitions import partition_counts
     from schemas.topics import table_topic
 
     topics: dict[str, list[str]] = {}
     for entity in spec.entities.values():
-        topics.setdefault(entity.source, []).append(table_topic(entity.source, entity.table))
+        if entity.source in sources:
+            topics.setdefault(entity.source, []).append(table_topic(entity.source, entity.table))
     names = [name for listed in topics.values() for name in listed]
     counts = await partition_counts(config.kafka.bootstrap_servers, sorted(set(names)))
     return {source: {name: counts[name] for name in listed} for source, listed in topics.items()}

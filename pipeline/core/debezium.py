@@ -32,6 +32,11 @@ class DebeziumConfig(BaseModel):
     full_images: bool = Field(default=False, description="Scylla's connector shows whole rows: cdc.include.after=full")
     schema_registry: SecretStr | None = Field(default=None, description="http://host:port, where the topics hold Avro")
     dsn: SecretStr | None = Field(default=None, description="the Postgres behind it; only ctxpipe verify reads it")
+    verify: dict[str, Any] | None = Field(
+        default=None,
+        repr=False,
+        description="the database behind it: a connector (postgres, cassandra, scylla), how to connect",
+    )
 
     @field_validator("tables")
     @classmethod
