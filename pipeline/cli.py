@@ -23,6 +23,7 @@ COMMANDS = MappingProxyType(
         "demo": "See real flights become context bundles, from nothing to verified.",
         "check": "Tell whether source, Kafka, Redis and contexts are fit, and how to mend them.",
         "connect": "Run the connector of a source: its changes into Kafka.",
+        "connector": "Show the installed connectors, or begin a new one.",
         "worker": "Run the workers: changes from Kafka into bundles in Redis.",
         "serve": "Serve bundles over HTTP.",
         "get": "Show the bundle of one or more keys.",

@@ -11,11 +11,13 @@ from typing import Any
 import msgspec
 
 from connectors.conformance.harness import NAME
+from connectors.conformance.limits import Limits
 from connectors.conformance.memory import MemoryPositions, MemorySink
 from connectors.registry import Configured
 from connectors.source import SourceRecord
 
-ANSWER_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 60.0
+"""For the first batch: the interpreter starts, too."""
 LINE_BYTES_MAX = 64 << 20
 
 
@@ -43,7 +45,9 @@ class Killed:
         try:
             process.stdin.write(msgspec.json.encode(await self._order()) + b"\n")
             for number in range(batches):
-                line = await asyncio.wait_for(process.stdout.readline(), ANSWER_TIMEOUT_S)
+                line = await asyncio.wait_for(
+                    process.stdout.readline(), Limits.patience_s if number else START_TIMEOUT_S
+                )
                 assert line, "the source ended in its own process; what it says stands in stderr"
                 position = await self._take(msgspec.json.decode(line))
                 if position is not None and (number < batches - 1 or store_last):

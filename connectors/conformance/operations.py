@@ -19,6 +19,7 @@ from connectors.conformance.harness import (
     Switching,
     needs,
 )
+from connectors.conformance.limits import Limits
 from connectors.conformance.memory import is_heartbeat
 from connectors.conformance.running import IN_FLIGHT_BYTES_MAX, Subject
 from connectors.source import EVERY_PARTITION, Topics
@@ -115,7 +116,7 @@ class OperationTests:
                 await subject.write({20 + number: "on its way"})
                 await harness.restart()
                 await subject.write({number: "after"})
-            await running.until_equal(timeout_s=90)
+            await running.until_equal()
 
     @needs(Altering)
     async def test_a_table_may_change_under_way(self, subject: Subject, harness: Any) -> None:
@@ -138,7 +139,7 @@ class OperationTests:
             second = subject.source()
             try:
                 await second.open(running.positions.saved[-1])
-                await asyncio.wait_for(second.read(), timeout=30)
+                await asyncio.wait_for(second.read(), Limits.patience_s)
             except EnvironmentProblem as error:
                 assert harness.refusal() in str(error)
             else:

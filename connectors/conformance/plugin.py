@@ -7,12 +7,11 @@ import random
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-if TYPE_CHECKING:
-    pass
+from connectors.conformance.limits import Limits
 
 _WITH_TESTS = ("configuration", "kafka", "killed", "operations", "positions", "records", "snapshots")
 pytest.register_assert_rewrite(*[f"connectors.conformance.{name}" for name in _WITH_TESTS])
@@ -32,6 +31,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
                     help="How long the sink is blocked; 90 before a release. Default: 2.")  # fmt: skip
     group.addoption("--conformance-stop-s", metavar="SECONDS", type=float, default=2.0,
                     help="How long a cancelled source may take to be closed. Default: 2.")  # fmt: skip
+    group.addoption(
+        "--conformance-patience-s",
+        metavar="SECONDS",
+        type=float,
+        default=40.0,
+        help="How long to wait for what must come about. Default: 40.",
+    )
     group.addoption("--conformance-seed", metavar="NUMBER", type=int, help="Repeats a run's random choices.")
 
 
@@ -39,6 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     seed = config.getoption("--conformance-seed")
     config.stash[_SEED] = seed if seed is not None else random.randrange(2**31)
     config.stash[_LEFT_OUT] = {}
+    Limits.patience_s = config.getoption("--conformance-patience-s")
 
 
 @pytest.hookimpl(tryfirst=True)

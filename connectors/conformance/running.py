@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
 
 from connectors.conformance.harness import NAME, Folding, Harness, Rows
+from connectors.conformance.limits import Limits
 from connectors.conformance.memory import MemoryPositions, MemorySink, fold_rows
 from connectors.conformance.waiting import eventually
 from connectors.registry import Configured, configure_one
@@ -148,12 +149,12 @@ class Running:
             self.alive()
             return probe()
 
-        await eventually(checked, what=what, timeout_s=40)
+        await eventually(checked, what=what, timeout_s=Limits.patience_s)
 
     def fold(self) -> Rows:
         return self._fold(self.sink.records)
 
-    async def until_equal(self, timeout_s: float = 40) -> None:
+    async def until_equal(self) -> None:
         """The records, folded, are the table."""
 
         async def difference() -> list[str]:
@@ -163,7 +164,7 @@ class Running:
             shown = [f"{key}: read {found.get(key)!r:.200}, is {wanted.get(key)!r:.200}" for key in wrong[:3]]
             return [f"{len(wrong)} rows differ", *shown] if wrong else []
 
-        await eventually(difference, _nothing, what="records equal to the table", timeout_s=timeout_s)
+        await eventually(difference, _nothing, what="records equal to the table", timeout_s=Limits.patience_s)
 
 
 def _nothing(seen: list[str]) -> bool:
@@ -174,7 +175,7 @@ async def read_until(source: Source, marker: str, *, acknowledge: bool = False) 
     """Batches up to the one whose records hold `marker`."""
     batches: list[Batch] = []
     while True:
-        batch = await asyncio.wait_for(source.read(), timeout=30)
+        batch = await asyncio.wait_for(source.read(), Limits.patience_s)
         batches.append(batch)
         if batch.position is not None:
             LAST_POSITIONS.append(batch.position)

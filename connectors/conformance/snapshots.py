@@ -12,7 +12,7 @@ from connectors.conformance.running import Running, Subject
 CHUNKS = 8
 ROWS_OTHERWISE = 800
 """Of a source that does not read in chunks."""
-KILLS_MAX = 60
+KILLS_MAX = CHUNKS * 2
 
 
 class SnapshotTests:
