@@ -9,7 +9,7 @@ from typing import Any
 from connectors.cql.reader_values import TYPE_NAMES, OrderKey, Show, order_of, parameter_of, shown, sort_rows
 from connectors.cql.schema import Column, TableSchema, full_name, quoted
 from pipeline.core.errors import ConfigError
-from schemas.keys import key_part, plain_decimal
+from schemas.keys import key_part, plain_decimal, split_key_text
 
 Row = tuple[bytes | None, ...]
 """As the server sent it, undecoded."""
@@ -172,4 +172,7 @@ def _at(place: int, key: Callable[[bytes | None], OrderKey]) -> Callable[[Row], 
 
 
 def _spelt(value: Any, decimal: bool) -> str:
-    return key_part(plain_decimal(value) if decimal else value)
+    """The text of a value in a key, as a match has it: without what keeps the parts of a key apart."""
+    if value.__class__ is str:
+        return str(plain_decimal(value)) if decimal else str(value)
+    return split_key_text(key_part(value))[0]
