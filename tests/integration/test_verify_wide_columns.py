@@ -221,8 +221,9 @@ class World:
 
 @asynccontextmanager
 async def open_world(
-    server: CassandraServer, redis_url: str, dsn: str, connector: str = "cassandra", **login: str
+    server: CassandraServer, redis_url: str, dsn: str, connector: str = "cassandra", applied: bool = True, **login: str
 ) -> AsyncIterator[World]:
+    """Filled on both sides; `applied` False: all is empty, and a worker does the rest."""
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(cql_session(server, **login))
         keyspace = await stack.enter_async_context(fresh_keyspace(session))
@@ -239,11 +240,12 @@ async def open_world(
         }
         world = World(Config.model_validate(document), keyspace, session, dsn)
         world.sql(TABLES)
-        for spec in (world.flight, world.reading):
-            await world.open(spec)
-            stack.push_async_callback(world.opened[-1][0].close)
-        await world.process(await world.fill())
-        await world.apply_postgres()
+        if applied:
+            for spec in (world.flight, world.reading):
+                await world.open(spec)
+                stack.push_async_callback(world.opened[-1][0].close)
+            await world.process(await world.fill())
+            await world.apply_postgres()
         yield world
 
 
