@@ -114,8 +114,8 @@ def _columns(subject: str, table: TableSchema, config: ScyllaConfig) -> list[Fin
     lists = [column.name for column in table.columns if column.multi_cell and column.declared.startswith("list<")]
     if lists and config.snapshot == "initial":
         text = (
-            f"of lists that are not frozen ({', '.join(lists)}) CQL does not tell the places: elements that the "
-            "snapshot reads can't be removed one by one later, only with the whole list"
+            f"of lists that are not frozen ({', '.join(lists)}) CQL does not tell the places: elements written just "
+            "before the snapshot may come twice, and those it reads go only with the whole list"
         )
         findings.append(Finding("note", subject, text, "Use frozen<list<…>>, or a set or map, where that matters."))
     return findings

@@ -85,7 +85,10 @@ class LogWriter:
                 if number == len(part.rows) - 1:
                     full["cdc$end_of_batch"] = True
                 rows.append(self._insert(full, part.ts))
-            await self._session.batch(rows)
+            if len(rows) == 1:
+                await self._session.execute(*rows[0])  # servers refuse large batches earlier than large rows
+            else:
+                await self._session.batch(rows)
 
     def _insert(self, row: Mapping[str, Any], ts: int) -> tuple[str, list[Any]]:
         names, marks = ", ".join(map(quoted, row)), ", ".join("?" * len(row))

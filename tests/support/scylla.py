@@ -50,6 +50,8 @@ class ScyllaTable:
         self.config = config
         self.table = table
         self.generations: list[Generation] = []
+        self.ring = (4, 2)
+        """Vnodes, and streams in each."""
         self._random = random.Random(seed)
         self.writer = LogWriter(session, table, self.generations, randomness=self._random)
 
@@ -69,7 +71,7 @@ class ScyllaTable:
 
     async def generation(self, time_ms: int) -> Generation:
         """A new one, told as the server tells it."""
-        made = new_generation(time_ms, 4, 2, self._random)
+        made = new_generation(time_ms, *self.ring, self._random)
         before = (
             [stream for _, streams in self.generations[-1].vnodes for stream in streams] if self.generations else []
         )
@@ -114,6 +116,7 @@ async def scylla_table(
     before_ddl: str = "",
     options: str = "",
     login: Mapping[str, str] | None = None,
+    ring: tuple[int, int] = (4, 2),
     **settings: Any,
 ) -> AsyncIterator[ScyllaTable]:
     """`columns` as in CREATE TABLE t (…); the log of the first generation is an hour old."""
@@ -145,6 +148,7 @@ async def scylla_table(
         await create_metadata(session, config.metadata)
         await create_log(session, table)
         made = ScyllaTable(session, config, table, seed)
+        made.ring = ring
         await made.generation((now_us() // 1000) - 7_200_000)
         yield made
 
@@ -183,13 +187,14 @@ def position_order(position: Position) -> tuple[int, ...]:
     table = position["tables"]["t"]
     streams = [timeuuid_order(bytes.fromhex(last)) for last in table["partial"].values()]
     snapshot = position["snapshot"]
-    left = snapshot["progress"].get("left", {}).get("t", []) if snapshot else []
+    progress = snapshot["progress"] if snapshot else {}
+    left = progress.get("left", {}).get("t", [])
     return (
         table["until_us"],
         table["generation_ms"],
         sum(table["ahead"].values()),
         sum((time << 64) + int.from_bytes(low, "big") for time, low in streams),
-        -1 if snapshot and not snapshot["progress"] else 0,
+        2 if not snapshot else 1 if progress else 0,
         -sum(last - first + 1 for first, last in left),
     )
 
