@@ -23,7 +23,8 @@ from pipeline.core.errors import ConfigError
 Progress = Callable[[str, int], None]
 
 EXPIRY_S = 5.0
-"""Values that have lived their time leave the database and the bundles, by their clocks, within that time."""
+"""Within that time of each other, values whose time to live is over leave the database and the bundles, each by a clock
+of its own, and writes are there whose writer's clock is ahead."""
 
 
 class Reading(NamedTuple):
@@ -65,11 +66,8 @@ def reading_of(source: Configured, progress: Progress = lambda what, count: None
     config, connector = source.config, source.plugin.name
     if connector == "postgres":
         return Reading(PostgresReader(config.dsn.get_secret_value(), source.name, config.row_filters), True, 0.0)
-    if connector == "scylla":
-        # A writer whose clock is ahead lets the position look newer than the window that has been read.
-        return Reading(CqlReader(config, source.name, progress), True, config.confidence_window_s + EXPIRY_S)
-    if connector == "cassandra":
-        return Reading(CqlReader(config, source.name, progress), False, EXPIRY_S)
+    if connector in ("cassandra", "scylla"):
+        return Reading(CqlReader(config, source.name, progress), connector == "scylla", EXPIRY_S)
     section = getattr(config, "verify", None)
     if section is None and getattr(config, "dsn", None) is not None:
         section = {"connector": "postgres", "dsn": config.dsn.get_secret_value()}

@@ -26,7 +26,7 @@ def foreign(**section: Any) -> Configured:
     [
         ({"connector": "postgres", "dsn": "postgresql://h/d", "tables": ["public.t"]}, PostgresReader, True, 0.0),
         ({"connector": "cassandra", "data_directory": "d", **CQL}, CqlReader, False, EXPIRY_S),
-        ({"connector": "scylla", "confidence_window_s": 3, **CQL}, CqlReader, True, 3 + EXPIRY_S),
+        ({"connector": "scylla", **CQL}, CqlReader, True, EXPIRY_S),
     ],
 )
 async def test_a_database_is_read_by_its_own_reader(
