@@ -42,6 +42,13 @@ class TableRecords:
         """A delete, and the tombstone that lets Kafka forget the key one day."""
         return self._records(Operation.DELETE, key, None, order, time_us)
 
+    def truncated(self, order: Order, time_us: int) -> SourceRecord:
+        """All rows older than `order` are gone; the runtime's consumers apply it once."""
+        (encoded,) = encode(
+            self._event(Operation.TRUNCATE, None, None, order, time_us, None), self._database, _now_ms()
+        )
+        return SourceRecord(self.topic, encoded.key, encoded.value, partition=0)
+
     def heartbeat(self, order: Order, until_us: int) -> SourceRecord:
         """Says that everything which the source had committed by `until_us` has been published before it."""
         event = self._event(Operation.MESSAGE, None, None, order, until_us, (HEARTBEAT_PREFIX, b""))

@@ -97,6 +97,8 @@ def apply(rows: Versioned, record: SourceRecord) -> None:
     if record.value is None:
         return
     event = msgspec.json.decode(record.value)
+    if "source" not in event:  # a letter: a row that was set aside
+        return
     first, second = msgspec.json.decode(event["source"]["sequence"])
     version = (int(first), int(second))
     floor = rows.get(TRUNCATED, ((0, 0), None))[0]
@@ -121,7 +123,7 @@ def change_of(record: SourceRecord) -> tuple[str, str, Any] | None:
     if record.value is None or is_heartbeat(record):
         return None
     event = msgspec.json.decode(record.value)
-    return None if event["op"] in ("m", "t") else (event["op"], record.key.decode(), event.get("after"))
+    return None if event.get("op") in (None, "m", "t") else (event["op"], record.key.decode(), event.get("after"))
 
 
 def changes_of(records: Sequence[SourceRecord]) -> list[tuple[str, str, Any]]:
