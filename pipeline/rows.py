@@ -14,7 +14,7 @@ from pipeline.report import DeadLetter, digest_of
 from pipeline.stores.store import AppliedPosition, Partition, RowWrite, StoredRow
 from schemas.envelope import decode_record
 from schemas.errors import DecodeError
-from schemas.event import ChangeEvent, Operation, Row
+from schemas.event import VERSION_LENGTH, ChangeEvent, Operation, Row, version_of
 from schemas.keys import key_text, plain_decimal
 from schemas.mutation import Cell, Mutation
 from schemas.record import Record
@@ -25,7 +25,10 @@ _EXAMINED = frozenset({list, dict, UnknownValue})
 
 
 class Change(msgspec.Struct, gc=False):
-    """One version of one row. `values` None is a delete; `missing` are positions that the source did not send."""
+    """One version of one row. `values` None is a delete; `missing` are positions that the source did not send.
+
+    The halves of a primary-key change name each other: the row under its `new_key` comes from `former_key`.
+    """
 
     record: Record
     table: TablePlan
@@ -36,6 +39,7 @@ class Change(msgspec.Struct, gc=False):
     missing: tuple[int, ...] = ()
     former_key: str | None = None
     links: Links = ()
+    new_key: Row | None = None
 
 
 class Truncation(msgspec.Struct, gc=False):
@@ -103,7 +107,7 @@ def _change_of(table: TablePlan, event: ChangeEvent, record: Record) -> Change |
         return Truncation(table, event.version, event.commit_time_us)
     key = _key(table, event.key if event.key is not None else event.row)
     if operation is Operation.DELETE:
-        return Change(record, table, key, event.version, None, event.commit_time_us)
+        return Change(record, table, key, event.version, None, event.commit_time_us, new_key=event.new_key)
     row = event.row
     if row is None:
         raise Poison(f"operation {operation.value!r} without 'after'")
@@ -195,7 +199,24 @@ def rows_to_complete(changes: Sequence[Change]) -> list[tuple[str, str]]:
             needed[change.table.name, change.key] = None
             if change.former_key is not None:
                 needed[change.table.name, change.former_key] = None
+        elif change.new_key is not None:
+            needed[change.table.name, change.key] = None
+            needed[change.table.name, _key(change.table, change.new_key)] = None
     return list(needed)
+
+
+def _heir(change: Change, values: Values) -> Change:
+    """The row of a key change under its new key, as it was before.
+
+    Debezium's other half may leave large values out, and by the time that it arrives, perhaps in another partition,
+    the old row is gone. So the deletion hands its values over, in a version that is older than the other half's:
+    offsets of two partitions can't be compared, there the oldest of all.
+    """
+    table = change.table
+    key_row = change.new_key or {}
+    inherited = [*(key_row[column] for column in table.key_columns), *values[len(table.key_columns) :]]
+    version = f"{int(change.version, 16) - 1:0{VERSION_LENGTH}x}" if int(change.version[:16], 16) else version_of(0, 0)
+    return Change(change.record, table, _key(table, key_row), version, inherited, change.commit_time_us)
 
 
 def complete(
@@ -224,10 +245,12 @@ def complete(
                 continue
             for position in change.missing:
                 change.values[position] = before[position]
-        if change.version >= versions.get((name, change.key), ""):
-            latest[name, change.key] = change.values
-            versions[name, change.key] = change.version
-        completed.append(change)
+        moved = latest.get((name, change.key)) if change.new_key is not None else None
+        for one in (change,) if moved is None else (_heir(change, moved), change):
+            if one.version >= versions.get((name, one.key), ""):
+                latest[name, one.key] = one.values
+                versions[name, one.key] = one.version
+            completed.append(one)
     return completed, dead_letters
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.plan import Plan, compile_plan
-from pipeline.rows import Change, decode_batch
-from pipeline.stores.store import AppliedPosition
+from pipeline.rows import Change, complete, decode_batch, rows_to_complete
+from pipeline.stores.store import AppliedPosition, StoredRow
 from schemas.context import ContextSpec
+from schemas.event import version_of
 from schemas.mutation import Cell, Mutation, MutationSource, encode_heartbeat, encode_mutation
 from schemas.record import Record
-from tests.support.debezium_fixtures import column, with_schemas
+from tests.support.debezium_fixtures import column, plain, with_schemas
 
 FIELDS = [column("id", "int32"), column("n", "string"), column("place", "struct", "io.debezium.data.New")]
 
@@ -57,3 +58,37 @@ def test_a_partition_key_that_contradicts_the_spec_is_set_aside_with_the_remedy(
     wide["entity"]["partition_key"] = ["a", "b"]
     (write,) = decode_batch(plan_of(**wide), [record]).writes
     assert (write.key, write.partition) == (None, "1|2")
+
+
+def halves(partition: int = 0) -> tuple[Record, Record]:
+    """A primary-key change of 1 to 2 as Debezium writes it, with the large value left out."""
+    gone = plain({"id": 1, "n": None}, lsn=50)
+    value = (gone.value or b"").replace(b'"op": "c"', b'"op": "d"').replace(b'"after"', b'"was"')
+    deleted = Record("x.p.t", 0, 5, b'{"id":1}', value, headers=(("__debezium.newkey", b'{"id":2}'),))
+    came = plain({"id": 2, "n": "__debezium_unavailable_value"}, lsn=50)
+    created = Record("x.p.t", partition, 0, b'{"id":2}', came.value, headers=(("__debezium.oldkey", b'{"id":1}'),))
+    return deleted, created
+
+
+def stored(values: list[Any], version: str) -> StoredRow:
+    return StoredRow(version, 1, values)
+
+
+def test_a_row_that_moves_takes_along_what_was_not_sent_though_its_halves_come_apart() -> None:
+    """They have different keys, so they may be in different partitions, and come in either order."""
+    plan, (deleted, created) = plan_of(), halves()
+    before = {("x.p.t", "1"): stored([1, "large"], version_of(7, 7))}
+    changes = [change for change in decode_batch(plan, [deleted]).changes if isinstance(change, Change)]
+    assert rows_to_complete(changes) == [("x.p.t", "1"), ("x.p.t", "2")]
+    first, letters = complete(changes, before)
+    heir, gone = first
+    assert (heir.key, heir.values, gone.key, gone.values, letters) == ("2", [2, "large"], "1", None, [])
+    late = [change for change in decode_batch(plan, [created]).changes if isinstance(change, Change)]
+    (moved,), letters = complete(late, {("x.p.t", "2"): stored(heir.values or [], heir.version)})
+    assert moved.values == [2, "large"] and moved.version > heir.version and not letters
+    together = [change for change in decode_batch(plan, [deleted, created]).changes if isinstance(change, Change)]
+    done, letters = complete(together, before)
+    assert [(one.key, one.values) for one in done] == [("2", [2, "large"]), ("1", None), ("2", [2, "large"])]
+    assert not letters
+    done, letters = complete(changes, {})
+    assert [one.key for one in done] == ["1"], "of a row that is not known nothing can be handed over"
