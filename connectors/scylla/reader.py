@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from connectors.scylla.config import US, ScyllaConfig
 from connectors.scylla.decoding import Change
@@ -27,7 +27,7 @@ from schemas.mutation import MutationSource, encode_heartbeat, encode_mutation
 
 log = logging.getLogger(__name__)
 
-Floor = Callable[[str], Awaitable[int | None]]
+Floor = Callable[[str], int | None]
 """Of a table: up to when all other processes have published everything; None when that is not known."""
 
 
@@ -169,7 +169,7 @@ class TableReader:
         following_ms = following(told.generations_ms, self._generation_ms) if window.ends_generation else None
         progress, end = self._progress, window
         due = self._clock.monotonic_s() - self._beat_s >= self._config.heartbeat_interval_s
-        records = await self._heartbeat(window.end_us) if due and self._complete() else []
+        records = self._heartbeat(window.end_us) if due and self._complete() else []
         if due:
             self._beat_s = self._clock.monotonic_s()
         steady = due or following_ms is not None
@@ -179,10 +179,10 @@ class TableReader:
             log.info("%s: from the generation of %d ms to that of %d ms", self.table, self._generation_ms, following_ms)
             self._generation_ms = following_ms
 
-    async def _heartbeat(self, until_us: int) -> list[SourceRecord]:
+    def _heartbeat(self, until_us: int) -> list[SourceRecord]:
         """Several processes share a table's streams: then the slowest of them decides, and the first one tells."""
         if self._config.shard.of > 1:
-            others = await self._others(self.table) if self._others and self._config.shard.number == 0 else None
+            others = self._others(self.table) if self._others is not None else None
             until_us = 0 if others is None else min(until_us, others)
         if until_us <= self._beat_us:
             return []

@@ -10,25 +10,40 @@ from connectors.positions import stored_position
 from connectors.publisher import KafkaSettings
 from connectors.scylla.config import ScyllaConfig, Shard
 from connectors.source import Position
+from pipeline.core.clock import Clock
 
 
 class OtherFloors:
-    """Reads the others' stored positions from Kafka."""
+    """Follows the others' stored positions in Kafka. What it knows may be old; floors only rise."""
 
-    def __init__(self, config: ScyllaConfig, kafka: KafkaSettings) -> None:
+    def __init__(self, config: ScyllaConfig, kafka: KafkaSettings, clock: Clock) -> None:
         self._kafka = kafka
+        self._clock = clock
+        self._interval_s = config.heartbeat_interval_s
         self._names = [
             config.model_copy(update={"shard": Shard(number=number, of=config.shard.of)}).position_name
             for number in range(config.shard.of)
             if number != config.shard.number
         ]
+        self._positions: list[Position | None] = [None] * len(self._names)
 
-    async def floor(self, table: str) -> int | None:
-        """None while one of them has stored nothing yet. Raises Retryable when Kafka is away."""
-        return least([await stored_position(name, self._kafka) for name in self._names], table)
+    def floor(self, table: str) -> int | None:
+        """None while one of them has stored nothing that is known here."""
+        return least(self._positions, table)
+
+    async def follow(self) -> None:
+        """Until it is cancelled. Raises Retryable when Kafka is away."""
+        while True:
+            self._positions = [await stored_position(name, self._kafka) for name in self._names]
+            await self._clock.sleep(self._interval_s)
 
 
 def least(positions: list[Position | None], table: str) -> int | None:
-    """The least time up to which these positions have read the table."""
-    floors = [(position or {}).get("tables", {}).get(table, {}).get("until_us") for position in positions]
-    return None if any(floor is None for floor in floors) else min(floors, default=None)
+    """The least time up to which these positions have read the table. One whose snapshot goes on has read nothing for
+    certain."""
+    floors = []
+    for position in positions:
+        if position is None or position.get("snapshot") or table not in position.get("tables", {}):
+            return None
+        floors.append(int(position["tables"][table]["until_us"]))
+    return min(floors, default=None)

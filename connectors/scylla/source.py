@@ -21,7 +21,7 @@ from connectors.scylla.messages import no_log
 from connectors.scylla.outbox import Item, Outbox
 from connectors.scylla.positions import require_ours, require_readable
 from connectors.scylla.progress import TableProgress, restored
-from connectors.scylla.reader import Floor, TableReader
+from connectors.scylla.reader import TableReader
 from connectors.scylla.sharing import OtherFloors
 from connectors.scylla.windows import beginning, first_start, log_start
 from connectors.source import Batch, LagReport, Position, ShowProgress, TableDescription
@@ -43,7 +43,7 @@ class ScyllaSource:
         self._clock = clock or SystemClock()
         self._initial_rows = initial_rows
         self._show: ShowProgress | None = None
-        self._others: Floor | None = None
+        self._others: OtherFloors | None = None
         self._session: CqlSession | None = None
         self._outbox = Outbox(config.queue_bytes_max)
         self._tasks: list[asyncio.Task[None]] = []
@@ -113,8 +113,12 @@ class ScyllaSource:
         return self.config.retention_ms
 
     def use_kafka(self, bootstrap_servers: str) -> None:
-        if self.config.shard.of > 1:
-            self._others = OtherFloors(self.config, KafkaSettings(bootstrap_servers=bootstrap_servers)).floor
+        self.share(KafkaSettings(bootstrap_servers=bootstrap_servers))
+
+    def share(self, kafka: KafkaSettings) -> None:
+        """Where the other processes keep their positions. The first one follows them."""
+        if self.config.shard.of > 1 and self.config.shard.number == 0:
+            self._others = OtherFloors(self.config, kafka, self._clock)
 
     def show_progress(self, show: ShowProgress) -> None:
         self._show = show
@@ -150,6 +154,8 @@ class ScyllaSource:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._read_tables(), name=f"scylla-{self.name}-snapshot")
+                if self._others is not None:
+                    tasks.create_task(self._others.follow(), name=f"scylla-{self.name}-others")
                 for reader in readers:
                     tasks.create_task(reader.run(), name=f"scylla-{reader.table}")
         except BaseExceptionGroup as failed:
@@ -209,7 +215,7 @@ class ScyllaSource:
             self._outbox,
             self._clock,
             ttl_s,
-            others=self._others,
+            others=self._others.floor if self._others is not None else None,
             complete=self._complete,
         )
 

@@ -15,11 +15,9 @@ from connectors.scylla.checks import check_position, check_scylla
 from connectors.scylla.config import LOG_SUFFIX, Shard
 from connectors.scylla.log_statements import Overwrite, Write
 from connectors.scylla.log_tables import forget_generation, log_ddl, value_columns
-from connectors.scylla.sharing import least
 from connectors.source import Batch
 from deploy.local.cassandra import CassandraServer
 from pipeline.core.errors import EnvironmentProblem, Fatal, PositionLost, Retryable
-from tests.support.eventually import eventually
 from tests.support.scylla import (
     CONFIDENCE_S,
     ScyllaTable,
@@ -162,36 +160,8 @@ async def test_two_processes_share_a_table(cassandra_server: CassandraServer) ->
         assert first and second and not set(first) & set(second)
         assert not beaten(records_of(parts[0])) and not beaten(records_of(parts[1])), "neither knows of the other"
         positions = [last_position(batches) for batches in parts]
-        assert least(positions, "t") == min(position["tables"]["t"]["until_us"] for position in positions)
-        assert least([positions[0], None], "t") is None
         with pytest.raises(PositionLost, match=r"process 0 of 2, and the streams are shared otherwise now.*--reset"):
             await read_from(made, positions[0], writes[-1], shard={"number": 0, "of": 3})
-
-
-async def test_the_first_process_promises_what_the_slowest_has_read(cassandra_server: CassandraServer) -> None:
-    async with scylla_table(cassandra_server, COLUMNS) as made:
-        await made.writer.write(put(1, 1, "x"))
-        slowest = now_us()
-        source = made.source(shard={"number": 0, "of": 2})
-
-        async def floor(_table: str) -> int:
-            return slowest
-
-        source._others = floor
-        await source.open(None)
-        found: list[Batch] = []
-
-        async def promised() -> int:
-            found.append(await source.read())
-            await source.acknowledge(found[-1].position or {})
-            return beaten(records_of(found))
-
-        try:
-            await eventually(promised, lambda seen: seen == slowest, what="the floor of the other process")
-            slowest += 100_000
-            await eventually(promised, lambda seen: seen == slowest, what="its next floor")
-        finally:
-            await source.close()
 
 
 async def test_columns_come_and_go_live(cassandra_server: CassandraServer) -> None:
