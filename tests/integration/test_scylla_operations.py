@@ -3,12 +3,13 @@ are the table as CQL shows it."""
 
 from __future__ import annotations
 
+import random
 import uuid
 from decimal import Decimal
 
 import pytest
 
-from connectors.scylla.log_statements import Add, Erase, Overwrite, Remove, Write
+from connectors.scylla.log_statements import Add, Edit, Erase, Overwrite, Remove, Write
 from deploy.local.cassandra import CassandraServer
 from tests.support.scylla import ScyllaTable, changes, now_us, read_until, records_of, scylla_table
 
@@ -224,3 +225,55 @@ async def test_a_table_without_clustering_columns(cassandra_server: CassandraSer
             ],
         )
         assert [event["after"]["v"]["value"] for event in found if event["after"]["k"] == "a"] == ["1.50"]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_random_writes_with_few_times(cassandra_server: CassandraServer, seed: int) -> None:
+    """Ties of every kind: the log tells them in any order, and merging finds what Cassandra found."""
+    columns = "p int, c int, a int, b text, m map<int, text>, s set<text>, u u, fm frozen<map<int, text>>"
+    async with scylla_table(
+        cassandra_server, f"{columns}, PRIMARY KEY (p, c)", seed=seed, before_ddl=TYPE, options=DESCENDING
+    ) as made:
+        chosen = random.Random(seed)
+        begin = now_us()
+        writes = [random_write(chosen, begin + chosen.randint(0, 12)) for _ in range(120)]
+        writes.append(Write(kind="insert", key={"p": 99, "c": 0}, ts=now_us()))
+        await written_and_read(made, writes)
+
+
+DESCENDING = "WITH CLUSTERING ORDER BY (c DESC)"
+
+
+def random_write(chosen: random.Random, ts: int) -> Write:
+    partition = {"p": chosen.randint(1, 2)}
+    row = {**partition, "c": chosen.randint(1, 4)}
+    ttl = chosen.choice([0, 0, 3600, 7200])
+    kind = chosen.choices(["insert", "update", "erase", "row", "range", "partition"], [6, 8, 2, 2, 1, 1])[0]
+    if kind == "insert":
+        return Write(kind="insert", key=row, ts=ts, ttl=ttl, edits=random_edits(chosen, whole=True))
+    if kind == "update":
+        return Write(kind="update", key=row, ts=ts, ttl=ttl, edits=random_edits(chosen, whole=False))
+    if kind == "erase":
+        return Write(kind="update", key=row, ts=ts, edits={chosen.choice("abmsu"): Erase()})
+    if kind == "row":
+        return Write(kind="delete row", key=row, ts=ts)
+    if kind == "range":
+        low, high = sorted((chosen.randint(1, 4), chosen.randint(1, 4)))
+        upper = ((high,), True) if chosen.random() < 0.7 else None
+        return Write(kind="delete range", key=partition, ts=ts, lower=((low,), high == low), upper=upper)
+    return Write(kind="delete partition", key=partition, ts=ts)
+
+
+def random_edits(chosen: random.Random, *, whole: bool) -> dict[str, Edit]:
+    text = chosen.choice("xyz")
+    possible: dict[str, list[Edit]] = {
+        "a": [Overwrite(chosen.randint(-3, 3)), Overwrite(None)],
+        "b": [Overwrite(text), Overwrite(None)],
+        "m": [Overwrite({1: text, 2: text}), Overwrite(None), Add({chosen.randint(1, 3): text}), Remove({1})],
+        "s": [Overwrite({text, "w"}), Add({text}), Remove({text})],
+        "u": [Overwrite((1, text)), Add({"y": text}), Remove({"x"})],
+        "fm": [Overwrite({1: text}), Overwrite({chosen.randint(-2, 2): "t"})],
+    }
+    names = chosen.sample(sorted(possible), chosen.randint(1, 4))
+    kinds = (Overwrite,) if whole else (Overwrite, Add, Remove)
+    return {name: chosen.choice([edit for edit in possible[name] if isinstance(edit, kinds)]) for name in names}
