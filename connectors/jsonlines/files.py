@@ -13,6 +13,9 @@ import msgspec
 
 from pipeline.core.errors import EnvironmentProblem, Fatal, PositionLost
 
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+"""What rotation makes of a file that has been read: left alone, whatever the pattern says."""
+
 
 class FilePosition(msgspec.Struct, omit_defaults=True):
     """How far a file has been read. `number` is its place in the order of files; `finished`: a newer file has begun and
@@ -79,7 +82,8 @@ class Listed(msgspec.Struct, frozen=True):
 def list_files(directory: Path, pattern: str) -> list[Listed]:
     """Files with at least one whole line, oldest first. Raises EnvironmentProblem."""
     try:
-        paths = [directory / name for name in os.listdir(directory) if fnmatch.fnmatchcase(name, pattern)]
+        names = [name for name in os.listdir(directory) if fnmatch.fnmatchcase(name, pattern)]
+        paths = [directory / name for name in names if not name.endswith(COMPRESSED)]
         found = [listed for path in paths if (listed := _listed(path)) is not None]
     except OSError as error:
         raise EnvironmentProblem(f"{error.filename or directory} can't be read: {error.strerror}") from error

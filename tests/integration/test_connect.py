@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from connectors.conformance.memory import apply
 from connectors.source import SourceRecord
-from tests.conformance.source_suite import apply
 from tests.support.eventually import eventually
 from tests.support.kafka_records import read_all
 from tests.support.postgres_source import PostgresHarness

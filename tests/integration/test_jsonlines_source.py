@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -101,6 +102,21 @@ async def test_a_finished_file_may_vanish_while_nobody_reads(harness: JsonLinesC
         await subject.write({3: "newer"})
         await again.until_equal()
         await again.until(lambda: len(again.positions.saved[-1]["tables"]["files.orders"]["files"]) == 1, "forgotten")
+
+
+async def test_compressed_files_are_left_alone(harness: JsonLinesConformance, subject: Subject) -> None:
+    await subject.write({1: "old"})
+    async with subject.running() as running:
+        await running.until_equal()
+        await harness.switch()
+        await subject.write({2: "new"})
+        await running.until_equal()
+        compressed = gzip.compress((harness.folder / f"{LOG}.1").read_bytes() * 100) + b"\n"
+        (harness.folder / f"{LOG}.1.gz").write_bytes(compressed)
+        (harness.folder / f"{LOG}.1").unlink()
+        await subject.write({3: "newer"})
+        await running.until_equal()
+    assert not [one for one in running.sink.records if one.topic == dead_letter_topic("conformance")]
 
 
 async def test_what_was_written_before_a_deletion_is_read(harness: JsonLinesConformance, subject: Subject) -> None:

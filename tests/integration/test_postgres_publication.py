@@ -8,9 +8,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from connectors.conformance.memory import MemoryPositions, MemorySink
+from connectors.conformance.running import Running
 from connectors.postgres.checks import check_postgres
 from pipeline.core.errors import CtxpipeError, EnvironmentProblem, PositionLost
-from tests.conformance.source_suite import MemoryPositions, MemorySink, Running
 from tests.integration.test_postgres_source_changes import heartbeats
 from tests.support.postgres_source import PostgresHarness
 

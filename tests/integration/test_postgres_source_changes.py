@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from connectors.conformance.memory import MemorySink
+from connectors.conformance.running import Running
 from connectors.source import EVERY_PARTITION, SourceRecord
 from pipeline.core.errors import EnvironmentProblem
-from tests.conformance.source_suite import MemorySink, Running
 from tests.support.eventually import eventually
 from tests.support.postgres_source import PostgresHarness
 

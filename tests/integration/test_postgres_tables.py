@@ -11,13 +11,14 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
+from connectors.conformance.memory import MemoryPositions, MemorySink
+from connectors.conformance.running import Running
 from connectors.postgres import slot as slots
 from connectors.postgres.checks import check_postgres
 from connectors.postgres.source import PostgresSource
 from connectors.postgres.watermark import ChunkReader
 from connectors.source import SourceRecord
 from pipeline.core.errors import EnvironmentProblem, PositionLost
-from tests.conformance.source_suite import MemoryPositions, MemorySink, Running
 from tests.integration.test_postgres_publication import refusal, run_until_it_streams
 from tests.integration.test_postgres_source_changes import PLACEHOLDER, events, heartbeats, settled
 from tests.support.postgres_source import PostgresHarness

@@ -15,7 +15,7 @@ DEFAULT_DDL = "CREATE TABLE {table} (id bigint PRIMARY KEY, v text)"
 
 
 class PostgresHarness:
-    """See tests/conformance/source_suite.py. `settings` go into the source's configuration."""
+    """What `connectors.conformance.running.Running` needs, and SQL. `settings` go into the source's configuration."""
 
     def __init__(self, dsn: str, ddl: str = DEFAULT_DDL, table: str = "public.t", **settings: Any) -> None:
         self.dsn = dsn

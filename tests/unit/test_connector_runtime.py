@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from connectors.conformance.memory import MemoryPositions, MemorySink
 from connectors.runtime import Attempt, Runtime, RuntimeSettings
 from connectors.source import Batch, Position, SourceRecord
 from pipeline.core.errors import EnvironmentProblem, Fatal, PositionLost, Retryable
-from tests.conformance.source_suite import MemoryPositions, MemorySink
 from tests.support.eventually import eventually
 
 SETTINGS = RuntimeSettings(acknowledge_interval_s=0.001, retry_delay_s=0.001, in_flight_bytes_max=250)
