@@ -47,7 +47,7 @@ def mapped(error: Exception, where: str) -> CtxpipeError:
         return EnvironmentProblem(
             f"{where}: no permission: {reason}. `ctxpipe check` shows the grants that are missing."
         )
-    if isinstance(error, ErrorMessage) and _undefined(reason):
+    if isinstance(error, ErrorMessage | InvalidRequest) and _undefined(reason):
         return Undefined(f"{where}: {reason}")
     if isinstance(error, InvalidRequest | SyntaxException):
         return Fatal(f"{where}: {reason}")
