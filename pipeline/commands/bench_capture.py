@@ -35,9 +35,13 @@ DROP_SLOTS = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slo
 @click.option("--rows", type=click.IntRange(min=1000), default=300_000, show_default=True)
 @click.option("--dsn", help="A Postgres superuser's address; default: the local stack.")
 @click.option("--kafka", help="host:port; default: the local stack.")
+@click.option("--against", type=click.Choice(["debezium"]), help="Beside this peer instead of bare reading.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line.")
-def command(rows: int, dsn: str | None, kafka: str | None, as_json: bool) -> None:
+def command(rows: int, dsn: str | None, kafka: str | None, against: str | None, as_json: bool) -> None:
     """Insert rows, then read them from the log twice: bare, and through the whole connector into Kafka.
+
+    --against debezium: through ours and through Kafka Connect with Debezium, and single commits as well; ratios of rows
+    per second and of latencies, ours to theirs.
 
     Takes the local stack if it is up, and otherwise starts one for the time of the measurement.
     """
@@ -45,10 +49,28 @@ def command(rows: int, dsn: str | None, kafka: str | None, as_json: bool) -> Non
     import json
 
     with _servers(dsn, kafka) as (postgres, bootstrap):
+        if against is not None:
+            from pipeline.commands._bench_against import measure_against
+
+            _show_against(asyncio.run(measure_against(postgres, bootstrap, rows)), as_json)
+            return
         result = asyncio.run(measure(postgres, bootstrap, rows))
     click.echo(
         f"{result['rows_per_s']:,} rows/s from the log to Kafka, {result['vs_bare_reading']:.0%} of bare reading; "
         f"limit: {result['limit']}",
+        err=as_json,
+    )
+    if as_json:
+        click.echo(json.dumps(result))
+
+
+def _show_against(result: dict[str, Any], as_json: bool) -> None:
+    import json
+
+    click.echo(
+        f"{result['rows_per_s']:,} rows/s, Debezium {result['debezium_rows_per_s']:,} "
+        f"(ratio {result['rows_per_s_ratio']}); p99 from commit to Kafka {result['p99_ms']} ms, Debezium "
+        f"{result['debezium_p99_ms']} ms (ratio {result['p99_ratio']})",
         err=as_json,
     )
     if as_json:
@@ -87,7 +109,7 @@ async def measure(dsn: str, bootstrap: str, rows: int) -> dict[str, Any]:
     from connectors.publisher import KafkaSettings
 
     kafka = KafkaSettings(bootstrap_servers=bootstrap)
-    async with _database(dsn) as (config, connection):
+    async with bench_database(dsn) as (config, connection):
         await _prepare(config, kafka, connection, rows)
         bare_rate, sample = await _bare(config, rows)
         converting_us = await _converting(config, sample)
@@ -112,7 +134,7 @@ async def measure(dsn: str, bootstrap: str, rows: int) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _database(dsn: str) -> AsyncIterator[tuple[PostgresConfig, Any]]:
+async def bench_database(dsn: str) -> AsyncIterator[tuple[PostgresConfig, Any]]:
     """A database of its own, with its configuration and a connection; dropped with its slots afterwards."""
     import os
     import time
