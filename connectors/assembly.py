@@ -14,10 +14,11 @@ from pipeline.core.errors import ConfigError, EnvironmentProblem, Retryable
 from schemas.topics import positions_topic
 
 
-def publisher_of(name: str, source: Source, kafka: KafkaSettings) -> Publisher:
-    """A publisher that will create the topics that the source tells."""
+def publisher_of(name: str, source: Source, kafka: KafkaSettings, position_name: str = "") -> Publisher:
+    """A publisher that will create the topics that the source tells. `position_name`: where the position is kept, if
+    that is not the source's name."""
     tables, others = (source.table_topics(), source.other_topics()) if isinstance(source, Topics) else ([], [])
-    single = [positions_topic(name)]
+    single = [positions_topic(position_name or name)]
     if isinstance(source, KeepingAll):
         plan = TopicPlan([], others, single, kept=tables, kept_ms=source.retention_ms())
     else:
@@ -36,8 +37,9 @@ def attempts(
             source.show_progress(progress)
         if isinstance(source, UsingKafka):
             source.use_kafka(kafka)
-        publisher = publisher_of(configured.name, source, kafka)
-        return Attempt(source, publisher, KafkaPositions(configured.name, publisher))
+        position_name = configured.config.position_name
+        publisher = publisher_of(configured.name, source, kafka, position_name)
+        return Attempt(source, publisher, KafkaPositions(position_name, publisher))
 
     return make
 
@@ -48,11 +50,12 @@ async def store_reset(configured: Configured, kafka: KafkaSettings) -> None:
     if not isinstance(source, Resetting):
         text = f"sources.{configured.name}: connector {configured.plugin.name} can't begin anew by --reset"
         raise ConfigError([text])
-    publisher = publisher_of(configured.name, source, kafka)
+    position_name = configured.config.position_name
+    publisher = publisher_of(configured.name, source, kafka, position_name)
     try:
         with retryable_is_fatal():
             await publisher.start()
-        await KafkaPositions(configured.name, publisher).save(source.reset_position())
+        await KafkaPositions(position_name, publisher).save(source.reset_position())
     finally:
         await publisher.stop()
 

@@ -54,6 +54,11 @@ class SourceConfig(BaseModel):
     connector: str = ""
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40, description="the source's name, its topics' prefix")
 
+    @property
+    def position_name(self) -> str:
+        """Under what the position is kept; where several processes share a source, each has its own."""
+        return self.name
+
 
 @dataclass(frozen=True)
 class Plugin:

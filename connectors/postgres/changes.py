@@ -6,6 +6,7 @@ without I/O, for thousands of rows at a time.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import struct
 import time
@@ -41,6 +42,9 @@ STEP_BYTES = 1 << 18
 
 LARGE_BYTES = 1 << 16
 """Every topic takes as much; of larger values of whole rows a smaller form is kept."""
+
+VISIBLE_AFTER_S = (0.0, 0.01, 0.05, 0.2)
+"""Waits before each look for a row whose commit has just been told of."""
 
 SNAPSHOT_PREFIX = "ctxpipe.snapshot"
 WATERMARK_PREFIX = "ctxpipe.watermark"
@@ -288,20 +292,28 @@ class Changes:
         self._listener.row_seen(encoder.table, new_key)
 
     async def _select_unsent(self, encoder: TableEncoder, new: Tuple) -> Tuple:
-        """The value may be newer than this change: harmless, a later change carries it too. A row that is gone gives
-        nulls: its delete follows."""
+        """The value may be newer than this change: harmless, a later change carries it too. A row that is not found is
+        gone, or not yet there: the log tells of a commit a moment before others see it. Then consumers take the value
+        from the row under its old key."""
         missing = [index for index, value in enumerate(new) if value is UNCHANGED]
         if not missing:
             return new
         names = [encoder.columns[index] for index in missing]
         key = [new[index] for index in encoder.key_indexes]
-        try:
-            found = await self._catalog.select_columns(encoder.table, names, encoder.key_columns, key)
-        except Undefined:
-            return new  # renamed or dropped since: consumers take the value from the row under its old key
+        found = None
+        for pause_s in VISIBLE_AFTER_S:
+            await asyncio.sleep(pause_s)
+            try:
+                found = await self._catalog.select_columns(encoder.table, names, encoder.key_columns, key)
+            except Undefined:
+                return new  # renamed or dropped since
+            if found is not None:
+                break
+        if found is None:
+            return new
         complete = list(new)
         for place, index in enumerate(missing):
-            complete[index] = found[place] if found is not None else None
+            complete[index] = found[place]
         return complete
 
     def _delete(
