@@ -10,7 +10,7 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -27,6 +27,7 @@ OFFSETS_STORED_S = 3.0
 PARTITIONS = 4
 TRANSACTION_ROWS = 1_000
 COMMITS_PER_S = 200
+COMMITS = 2_000
 TABLE = "public.readings"
 
 
@@ -51,26 +52,9 @@ class Measured(NamedTuple):
     p99_ms: float
 
 
-async def measure_against(dsn: str, bootstrap: str, rows: int, commits: int = 2_000) -> dict[str, Any]:
-    """What the command prints; `commits` are those whose latency is measured. Leaves nothing behind but the topics."""
-    from pipeline.commands.bench_capture import CREATE, bench_database
-
-    async with bench_database(dsn) as (config, connection):
-        await connection.execute(CREATE)
-        with tempfile.TemporaryDirectory(prefix="ctxpipe-against-") as directory:
-            contenders = (Ours(config, bootstrap, Path(directory)), Debezium(config, bootstrap, Path(directory)))
-            measured = []
-            try:
-                run = _Run(bootstrap, connection)
-                for one in contenders:
-                    await run.warm_up(one)
-                await run.insert_backlog(rows)
-                for one in contenders:
-                    measured.append(await run.measure(one, commits))
-            finally:
-                for one in contenders:
-                    await asyncio.to_thread(one.stop)
-    ours, theirs = measured
+async def measure_against(dsn: str, bootstrap: str, rows: int, commits: int = COMMITS) -> dict[str, Any]:
+    """What `--against debezium` prints. Leaves nothing behind but the topics."""
+    ours, theirs = await _measured(dsn, bootstrap, (rows, commits), (Ours, Debezium))
     return {
         "rows_per_s_ratio": round(ours.rows_per_s / theirs.rows_per_s, 2),
         "p99_ratio": round(ours.p99_ms / theirs.p99_ms, 3),
@@ -82,6 +66,38 @@ async def measure_against(dsn: str, bootstrap: str, rows: int, commits: int = 2_
         "rows": rows,
         "commits": commits,
     }
+
+
+async def measure_debezium(dsn: str, bootstrap: str, rows: int, commits: int = COMMITS) -> dict[str, Any]:
+    """What `--source debezium` prints: how fast the topics of such a deployment are filled."""
+    (one,) = await _measured(dsn, bootstrap, (rows, commits), (Debezium,))
+    found = {"rows_per_s": round(one.rows_per_s), "p50_ms": round(one.p50_ms, 1), "p99_ms": round(one.p99_ms, 1)}
+    return {"source": "debezium", **found, "rows": rows, "commits": commits}
+
+
+async def _measured(
+    dsn: str,
+    bootstrap: str,
+    size: tuple[int, int],
+    kinds: Sequence[Callable[[PostgresConfig, str, Path], Contender]],
+) -> list[Measured]:
+    """One after the other over the same rows. `size`: rows of the backlog, commits whose latency is measured."""
+    from pipeline.commands.bench_capture import CREATE, bench_database
+
+    rows, commits = size
+    async with bench_database(dsn) as (config, connection):
+        await connection.execute(CREATE)
+        with tempfile.TemporaryDirectory(prefix="ctxpipe-against-") as directory:
+            contenders = [kind(config, bootstrap, Path(directory)) for kind in kinds]
+            run = _Run(bootstrap, connection)
+            try:
+                for one in contenders:
+                    await run.warm_up(one)
+                await run.insert_backlog(rows)
+                return [await run.measure(one, commits) for one in contenders]
+            finally:
+                for one in contenders:
+                    await asyncio.to_thread(one.stop)
 
 
 class Ours:

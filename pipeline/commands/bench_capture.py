@@ -35,20 +35,28 @@ DROP_SLOTS = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slo
 @click.option("--rows", type=click.IntRange(min=1000), default=300_000, show_default=True)
 @click.option("--dsn", help="A Postgres superuser's address; default: the local stack.")
 @click.option("--kafka", help="host:port; default: the local stack.")
+@click.option("--source", type=click.Choice(["postgres", "debezium"]), default="postgres", show_default=True)
 @click.option("--against", type=click.Choice(["debezium"]), help="Beside this peer instead of bare reading.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line.")
-def command(rows: int, dsn: str | None, kafka: str | None, against: str | None, as_json: bool) -> None:
+def command(rows: int, dsn: str | None, kafka: str | None, source: str, against: str | None, as_json: bool) -> None:
     """Insert rows, then read them from the log twice: bare, and through the whole connector into Kafka.
 
     --against debezium: through ours and through Kafka Connect with Debezium, and single commits as well; ratios of rows
-    per second and of latencies, ours to theirs.
+    per second and of latencies, ours to theirs. --source debezium: Kafka Connect with Debezium alone.
 
     Takes the local stack if it is up, and otherwise starts one for the time of the measurement.
     """
     import asyncio
     import json
 
+    if source == "debezium" and against is not None:
+        raise click.UsageError("--against compares with our Postgres connector; leave --source out")
     with _servers(dsn, kafka) as (postgres, bootstrap):
+        if source == "debezium":
+            from pipeline.commands._bench_against import measure_debezium
+
+            _show_debezium(asyncio.run(measure_debezium(postgres, bootstrap, rows)), as_json)
+            return
         if against is not None:
             from pipeline.commands._bench_against import measure_against
 
@@ -60,6 +68,15 @@ def command(rows: int, dsn: str | None, kafka: str | None, against: str | None, 
         f"limit: {result['limit']}",
         err=as_json,
     )
+    if as_json:
+        click.echo(json.dumps(result))
+
+
+def _show_debezium(result: dict[str, Any], as_json: bool) -> None:
+    import json
+
+    text = f"{result['rows_per_s']:,} rows/s; from commit to Kafka p50 {result['p50_ms']} ms, p99 {result['p99_ms']} ms"
+    click.echo(text, err=as_json)
     if as_json:
         click.echo(json.dumps(result))
 

@@ -21,7 +21,7 @@ import yaml
 
 from deploy.local import install
 from deploy.local.connect import ConnectServer, postgres_connector
-from pipeline.commands._bench_against import measure_against
+from pipeline.commands._bench_against import measure_against, measure_debezium
 from tests.support.cli import ROOT, ctxpipe
 from tests.support.eventually import eventually
 from tests.support.servers import LocalRoot
@@ -189,3 +189,5 @@ async def test_bench_against_debezium_runs_small(postgres_server: str, kafka_boo
     result = await measure_against(postgres_server, kafka_bootstrap, rows=2_000, commits=50)
     assert result["rows_per_s_ratio"] > 0 and result["p99_ratio"] > 0
     assert (result["rows"], result["commits"]) == (2_000, 50)
+    alone = await measure_debezium(postgres_server, kafka_bootstrap, rows=1_000, commits=50)
+    assert alone["source"] == "debezium" and alone["rows_per_s"] > 0 and alone["p99_ms"] >= alone["p50_ms"] > 0
