@@ -25,17 +25,17 @@ async def check_cassandra(config: CassandraConfig) -> list[Finding]:
     try:
         node = await nodes.read_node(session)
         findings = _node(session, node, config)
-        captured = await nodes.cdc_tables(session)
+        captured = await nodes.cdc_tables(session, config.keyspace)
         for name in config.table_names:
             table = await read_table(session, config.keyspace, name)
             if table is None:
                 said = await nodes.missing(session, config.keyspace, name)
                 findings.append(Finding("unfit", config.qualified(name), said))
             else:
-                findings += table_findings(table, (config.keyspace, name) in captured, node, config)
+                findings += table_findings(table, name in captured, node, config)
                 findings += await _readable(session, table)
-        findings += await _others(session, config, captured)
         if config.sidecar is not None:
+            findings += await _others(session, config, captured)
             findings += await asyncio.to_thread(sidecar_findings, config, config.sidecar, node)
         else:
             findings.append(Finding("note", "sidecar", "none is configured: only the snapshot is read by ctxpipe"))
@@ -47,7 +47,6 @@ async def check_cassandra(config: CassandraConfig) -> list[Finding]:
 def table_findings(table: TableSchema, cdc: bool, node: nodes.Node, config: CassandraConfig) -> list[Finding]:
     """What the schema of a table tells."""
     subject = f"{table.keyspace}.{table.table}"
-    name = full_name(table.keyspace, table.table)
     findings = []
     if nodes.counters(table):
         return [Finding("unfit", subject, f"counters ({', '.join(nodes.counters(table))}) have no change log")]
@@ -60,9 +59,12 @@ def table_findings(table: TableSchema, cdc: bool, node: nodes.Node, config: Cass
         findings.append(Finding("unfit", subject, message, "Take the table out of tables, or the columns out of it."))
     breaking, blurred, statics = nodes.breaking_columns(table), nodes.blurred_columns(table), nodes.statics(table)
     if breaking:
-        message = f"{', '.join(breaking)}: the sidecar fails at writes into user-defined types that are not frozen"
-        mend = f"ALTER TABLE {name} WITH cdc = false; -- or use frozen<…> in a new column"
-        findings.append(Finding("unfit" if cdc or config.sidecar else "warning", subject, message, mend))
+        message = f"{', '.join(breaking)}: types that the sidecar can't send; it fails at a write into one"
+        severity = "unfit" if cdc or config.sidecar else "warning"
+        findings.append(Finding(severity, subject, message, nodes.mend_breaking(table)))
+    if garbled := nodes.garbled_columns(table):
+        message = f"{', '.join(garbled)}: blobs inside of other values are sent wrong; don't use them in a context"
+        findings.append(Finding("warning", subject, message))
     if blurred:
         message = (
             f"{', '.join(blurred)}: of collections that are not frozen the sidecar tells elements, but not whether "
@@ -133,19 +135,21 @@ async def _readable(session: CqlSession, table: TableSchema) -> list[Finding]:
     return []
 
 
-async def _others(session: CqlSession, config: CassandraConfig, captured: list[tuple[str, str]]) -> list[Finding]:
-    """The sidecar knows no list of tables: it sends the changes of every one that has a change log."""
-    ours = {(config.keyspace, name) for name in config.table_names}
-    others = [one for one in captured if one not in ours]
+async def _others(session: CqlSession, config: CassandraConfig, captured: list[str]) -> list[Finding]:
+    """The sidecar knows no list of tables: it reads every one of the keyspace."""
     findings = []
-    for keyspace, name in others:
-        table = await read_table(session, keyspace, name)
+    found = await nodes.unparsable(session, config.keyspace)
+    if found:
+        message = nodes.UNPARSABLE.format(names=", ".join(found), keyspace=config.keyspace)
+        findings.append(Finding("unfit", f"keyspace {config.keyspace}", message))
+    others = [name for name in captured if name not in config.table_names]
+    for name in others:
+        table = await read_table(session, config.keyspace, name)
         if table is not None and nodes.breaking_columns(table):
-            message = "is not captured, but the sidecar reads it too, and fails at its types that are not frozen"
-            mend = f"ALTER TABLE {full_name(keyspace, name)} WITH cdc = false;"
-            findings.append(Finding("unfit", f"{keyspace}.{name}", message, mend))
+            message = "is not captured, but the sidecar reads it too, and fails at types that it can't send"
+            findings.append(Finding("unfit", config.qualified(name), message, nodes.mend_breaking(table)))
     if others:
-        names = ", ".join(f"{keyspace}.{name}" for keyspace, name in others[:5])
+        names = ", ".join(others[:5])
         message = (
             f"the sidecar sends the changes of {len(others)} other table(s) with CDC to topics of an hour: {names}"
         )

@@ -78,6 +78,7 @@ class Companion:
             health_interval_s=self._config.watch_interval_s,
             before=self._before_start,
             on_read=self._note_read,
+            tables=frozenset(map(self._config.qualified, self._config.table_names)),
         )
         self.sidecar = Sidecar(launch, self._clock)
         self.running = asyncio.create_task(self.sidecar.run(), name="sidecar")
@@ -110,6 +111,7 @@ class Companion:
         config, settings = self._config, self._settings
         return Setup(
             source=config.name,
+            keyspace=config.keyspace,
             hosts=list(config.hosts),
             port=config.port,
             user=config.user,

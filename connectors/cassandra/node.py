@@ -10,8 +10,14 @@ import msgspec
 from connectors.cassandra.config import CassandraConfig
 from connectors.cql.schema import TableSchema, full_name, read_table, tables_of
 from connectors.cql.session import CqlSession
+from connectors.cql.values import CqlType
 from pipeline.core.errors import EnvironmentProblem
 
+UNPARSABLE = (
+    "The driver inside Debezium's connector does not know vectors, and at one of them forgets every table of the "
+    "keyspace {keyspace}: {names}. Keep tables with vectors in a keyspace of their own."
+)
+_VECTOR = "vector<"
 PARTITIONER = "org.apache.cassandra.dht.Murmur3Partitioner"
 ELEMENT_TIMES_MAJOR = 5
 """Since when WRITETIME tells the times of a collection's elements."""
@@ -36,10 +42,25 @@ async def read_node(session: CqlSession) -> Node:
     return Node(row["cluster_name"], row["release_version"], row["data_center"], row["partitioner"], row["host_id"])
 
 
-async def cdc_tables(session: CqlSession) -> list[tuple[str, str]]:
-    """(keyspace, table) of every table whose changes the node keeps, in order."""
-    rows = (await session.rows(_CDC, consistency="LOCAL_ONE")).dicts()
-    return sorted((row["keyspace_name"], row["table_name"]) for row in rows if row["cdc"])
+async def cdc_tables(session: CqlSession, keyspace: str) -> list[str]:
+    """The tables of the keyspace whose changes the node keeps, in order. The sidecar sends those of all of them."""
+    rows = (await session.rows(_CDC, (keyspace,), consistency="LOCAL_ONE")).dicts()
+    return sorted(row["table_name"] for row in rows if row["cdc"])
+
+
+async def unparsable(session: CqlSession, keyspace: str) -> list[str]:
+    """Columns and fields anywhere in the keyspace at whose type the sidecar's driver gives the whole schema up."""
+    columns = (await session.rows(_COLUMNS, (keyspace,), consistency="LOCAL_ONE")).dicts()
+    types = (await session.rows(_TYPES, (keyspace,), consistency="LOCAL_ONE")).dicts()
+    found = [f"{row['table_name']}.{row['column_name']}" for row in columns if _VECTOR in row["type"]]
+    return sorted(found + [f"{row['type_name']}" for row in types if any(_VECTOR in one for one in row["field_types"])])
+
+
+async def require_parsable(session: CqlSession, keyspace: str) -> None:
+    """Raises EnvironmentProblem for what `unparsable` finds."""
+    found = await unparsable(session, keyspace)
+    if found:
+        raise EnvironmentProblem(UNPARSABLE.format(names=", ".join(found), keyspace=keyspace))
 
 
 async def read_tables(session: CqlSession, config: CassandraConfig) -> dict[str, TableSchema]:
@@ -70,8 +91,17 @@ def enable_cdc(keyspace: str, table: str) -> str:
 
 def breaking_columns(table: TableSchema) -> list[str]:
     """At a write into one of these the sidecar gives up the rest of the commit-log segment, other tables' changes too:
-    user-defined types that are not frozen."""
-    return [column.name for column in table.columns if column.multi_cell and column.type.name == "udt"]
+    user-defined types that are not frozen, and collections in collections of which it converts only the outer one."""
+    return [
+        f"{column.name} {column.declared}"
+        for column in table.columns
+        if (column.multi_cell and column.type.name == "udt") or not _sendable(column.type)
+    ]
+
+
+def garbled_columns(table: TableSchema) -> list[str]:
+    """A blob inside of another value is sent with bytes of its neighbours."""
+    return [column.name for column in table.columns if column.type.name != "blob" and _holds_blob(column.type)]
 
 
 def blurred_columns(table: TableSchema) -> list[str]:
@@ -102,9 +132,9 @@ def require_readable(tables: Iterable[TableSchema], node: Node) -> None:
             )
 
 
-def require_captured(tables: Sequence[TableSchema], captured: Sequence[tuple[str, str]]) -> None:
+def require_captured(tables: Sequence[TableSchema], captured: Sequence[str]) -> None:
     """Raises EnvironmentProblem where the change log of a table would be missing, or would stop the sidecar."""
-    off = [one for one in tables if (one.keyspace, one.table) not in captured]
+    off = [one for one in tables if one.table not in captured]
     if off:
         names = ", ".join(f"{one.keyspace}.{one.table}" for one in off)
         mend = " ".join(enable_cdc(one.keyspace, one.table) for one in off)
@@ -117,10 +147,37 @@ def require_unbroken(table: TableSchema) -> None:
     columns = breaking_columns(table)
     if columns:
         raise EnvironmentProblem(
-            f"{table.keyspace}.{table.table} has user-defined types that are not frozen ({', '.join(columns)}); "
-            "Debezium's connector gives up a commit-log segment at the first write into one. Use frozen<…> for them "
-            f"(a new column), or: ALTER TABLE {full_name(table.keyspace, table.table)} WITH cdc = false;"
+            f"{table.keyspace}.{table.table} has columns of types that Debezium's connector can't send "
+            f"({', '.join(columns)}); at the first write into one it would give up a commit-log segment. "
+            + mend_breaking(table)
         )
+
+
+def mend_breaking(table: TableSchema) -> str:
+    return (
+        f"ALTER TABLE {full_name(table.keyspace, table.table)} WITH cdc = false; -- or give the columns another type: "
+        "user-defined types frozen, no collection directly in a collection"
+    )
+
+
+def _sendable(kind: CqlType) -> bool:
+    inner = kind.parameters
+    if kind.name in _COLLECTIONS and any(one.name in _COLLECTIONS and not _plain(one) for one in inner):
+        return False
+    return all(map(_sendable, inner))
+
+
+def _plain(kind: CqlType) -> bool:
+    """Of what lies deeper than one collection nothing is converted; these need no conversion."""
+    return kind.name in _PLAIN or (kind.name in ("list", "map") and all(map(_plain, kind.parameters)))
+
+
+def _holds_blob(kind: CqlType) -> bool:
+    return kind.name == "blob" or any(map(_holds_blob, kind.parameters))
+
+
+_COLLECTIONS = ("list", "set", "map")
+_PLAIN = ("text", "ascii", "boolean", "tinyint", "smallint", "int", "bigint", "float", "double")
 
 
 def _meant(name: str, names: Sequence[str]) -> str:
@@ -131,5 +188,7 @@ def _meant(name: str, names: Sequence[str]) -> str:
 
 
 _LOCAL = "SELECT cluster_name, release_version, data_center, partitioner, host_id FROM system.local"
-_CDC = "SELECT keyspace_name, table_name, cdc FROM system_schema.tables"
+_CDC = "SELECT table_name, cdc FROM system_schema.tables WHERE keyspace_name = ?"
+_COLUMNS = "SELECT table_name, column_name, type FROM system_schema.columns WHERE keyspace_name = ?"
+_TYPES = "SELECT type_name, field_types FROM system_schema.types WHERE keyspace_name = ?"
 _KEYSPACES = "SELECT keyspace_name FROM system_schema.keyspaces"

@@ -66,6 +66,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that differs between two sidecars."""
 
     source: str
+    keyspace: str
     hosts: list[str]
     port: int
     user: str
@@ -149,7 +150,9 @@ def properties_text(settings: Mapping[str, str]) -> str:
 
 def driver_text(setup: Setup) -> str:
     """Of its own driver, HOCON; JSON is a part of that."""
-    advanced: dict[str, Any] = {"metadata": {"schema": {"enabled": True}}, "reconnect-on-init": True}
+    # only this keyspace: what it does not know of others it does not send, and can't stumble over
+    schema = {"enabled": True, "refreshed-keyspaces": [setup.keyspace]}
+    advanced: dict[str, Any] = {"metadata": {"schema": schema}, "reconnect-on-init": True}
     if setup.user:
         login = {"class": "PlainTextAuthProvider", "username": setup.user, "password": setup.password}
         advanced["auth-provider"] = login

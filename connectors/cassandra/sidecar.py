@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
-import os
 import re
-import signal
+import shutil
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -29,8 +27,8 @@ log = logging.getLogger(__name__)
 LOG_BYTES_MAX = 20 << 20
 TAIL_LINES = 15
 HEALTH_TIMEOUT_S = 5.0
-SILENT_MAX = 12
-"""Health checks without an answer, after it once answered, that count as a death."""
+SILENT_S = 60.0
+"""Without an answer to health checks, after it once answered, it counts as dead."""
 STEADY_S = 60.0
 DELAY_S_MAX = 30.0
 TROUBLE_LINGER_S = 0.5
@@ -38,9 +36,12 @@ TROUBLE_LINGER_S = 0.5
 
 TROUBLE = re.compile(
     r"errored out|Failed to emit record|Unrecoverable error when reading commit log|Encountered a non-permissible "
-    r"exception|Error occurred while processing commit log"
+    r"exception|Error occurred while processing commit log|Unexpected error while refreshing schema|"
+    r"stopping all processors"
 )
 """It goes on after these, without what it could not read or send; it is stopped before that is beyond recall."""
+_KNOWN = re.compile(r"Added the schema for (\S+) to table schema cache")
+_BEGINS = "Starting processor group"
 _READ = re.compile(r"Finished reading \S*?(CommitLog-[\d-]+)\.log")
 _CAUSE = re.compile(r"^Caused by: (?:[\w.$]+\.)?(\w+(?:Exception|Error))?:? ?(.*)")
 
@@ -58,6 +59,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """Called before each start; may block for a moment."""
     on_read: Callable[[str], None]
     """Called with a segment each time that it has been read to its present end."""
+    tables: frozenset[str] = frozenset()
+    """Which it must know before it begins: it passes over changes of tables that it does not know."""
 
 
 class Sidecar:
@@ -140,7 +143,7 @@ class Sidecar:
         return f"exit code {process.returncode}"
 
     async def _read(self, stream: asyncio.StreamReader) -> None:
-        kept = _LogFile(self._launch.log_file)
+        kept, unknown = _LogFile(self._launch.log_file), set(self._launch.tables)
         try:
             while True:
                 try:
@@ -154,23 +157,31 @@ class Sidecar:
                 self._tail.append(text)
                 if read := _READ.search(text):
                     self._launch.on_read(read[1])
-                if self._trouble is None and TROUBLE.search(text):
-                    self._trouble = text
-                    self._troubled.set()
+                if known := _KNOWN.search(text):
+                    unknown.discard(known[1])
+                if unknown and _BEGINS in text:
+                    self._meet(f"it does not know {', '.join(sorted(unknown))}")
+                elif TROUBLE.search(text):
+                    self._meet(text)
         finally:
             kept.close()
 
+    def _meet(self, trouble: str) -> None:
+        if self._trouble is None:
+            self._trouble = trouble
+            self._troubled.set()
+
     async def _ask(self) -> None:
         """Returns when it answers no more."""
-        answered, silent = False, 0
-        while silent < SILENT_MAX:
+        heard_s: float | None = None
+        while heard_s is None or self._clock.monotonic_s() - heard_s < SILENT_S:
             await self._clock.sleep(self._launch.health_interval_s)
             status = await health(self._launch.http_port)
-            if status is not None and not status and (self.healthy or not answered):
+            if status is False and (self.healthy or heard_s is None):
                 log.warning("The sidecar says that it is not healthy; is the node up?")
             self.healthy = bool(status)
-            silent = silent + 1 if status is None and answered else 0
-            answered = answered or status is not None
+            if status is not None:
+                heard_s = self._clock.monotonic_s()
         log.warning("The sidecar answers no health check any more; it is ended.")
 
     def _cause(self) -> str:
@@ -225,31 +236,23 @@ class _LogFile:
 async def _start(command: list[str]) -> asyncio.subprocess.Process:
     try:
         return await asyncio.create_subprocess_exec(
-            *command,
+            *_mortal(command),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for us; we end it in our order
             cwd="/",
             limit=1 << 20,
-            preexec_fn=_die_with_parent(os.getpid()),
         )
     except OSError as error:
         raise EnvironmentProblem(f"The sidecar can't be started ({command[0]}): {error}") from error
 
 
-def _die_with_parent(parent: int) -> Callable[[], None] | None:
-    """Linux ends the child with us, also when we are killed. Elsewhere only an orderly end takes it along."""
-    if sys.platform != "linux":
-        return None
-    set_option = ctypes.CDLL(None, use_errno=True).prctl
-
-    def prepare() -> None:
-        set_option(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # we died in between
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return prepare
+def _mortal(command: list[str]) -> list[str]:
+    """Linux ends it with us, also when we are killed: setpriv (util-linux) asks for that and becomes the command.
+    Elsewhere only an orderly end takes it along."""
+    setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
+    return [setpriv, "--pdeathsig", "KILL", *command] if setpriv is not None else command
 
 
 async def _kill(process: asyncio.subprocess.Process) -> None:
@@ -257,6 +260,3 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.kill()
     await process.wait()
-
-
-_PR_SET_PDEATHSIG = 1

@@ -63,7 +63,9 @@ class CassandraSource:
         self._node = node = await nodes.read_node(session)
         self._tables = await nodes.read_tables(session, config)
         nodes.require_readable(self._tables.values(), node)
-        nodes.require_captured(list(self._tables.values()), await nodes.cdc_tables(session))
+        nodes.require_captured(list(self._tables.values()), await nodes.cdc_tables(session, config.keyspace))
+        if config.sidecar is not None:
+            await nodes.require_parsable(session, config.keyspace)
         self._left = self._resumed(position)
         if config.sidecar is not None:
             if self._kafka is None:

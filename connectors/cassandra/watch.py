@@ -16,7 +16,6 @@ from connectors.cql.session import CqlSession
 from connectors.publisher import KafkaSettings, ensure_topics
 from pipeline.core.clock import Clock
 from pipeline.core.errors import EnvironmentProblem, Retryable
-from schemas.topics import table_topic
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +59,13 @@ class Watch:
         self._companion = companion
         self._clock = clock
         self._schema: frozenset[tuple[str, ...]] = frozenset()
-        self._foreign: set[tuple[str, str]] = set()
+        self._foreign: set[str] = set()
         self._away = False
 
     async def prepare(self) -> None:
         """The sidecar sends the changes of every table with a change log: topics for those that are not ours, too."""
         self._schema = await self._fingerprint()
-        await self._look_at_others(await nodes.cdc_tables(self._session))
+        await self._look_at_others(await nodes.cdc_tables(self._session, self._config.keyspace))
 
     async def run(self) -> None:
         while True:
@@ -92,9 +91,9 @@ class Watch:
             if self._companion.sidecar is not None:
                 self._companion.sidecar.restart("the schema changed")
             self._schema = schema
-        captured = await nodes.cdc_tables(self._session)
+        captured = await nodes.cdc_tables(self._session, self._config.keyspace)
         await self._look_at_others(captured)
-        off = [name for name in self._config.table_names if (self._config.keyspace, name) not in captured]
+        off = [name for name in self._config.table_names if name not in captured]
         if off:
             await self._require_tables()
             mend = " ".join(nodes.enable_cdc(self._config.keyspace, name) for name in off)
@@ -114,18 +113,17 @@ class Watch:
             if table.id not in known:
                 raise Retryable(f"{self._config.qualified(name)} was made anew.")
 
-    async def _look_at_others(self, captured: Sequence[tuple[str, str]]) -> None:
-        ours = {(self._config.keyspace, name) for name in self._config.table_names}
-        new = [one for one in captured if one not in ours and one not in self._foreign]
-        for keyspace, name in new:
-            table = await read_table(self._session, keyspace, name)
+    async def _look_at_others(self, captured: Sequence[str]) -> None:
+        new = set(captured) - set(self._config.table_names) - self._foreign
+        for name in sorted(new):
+            table = await read_table(self._session, self._config.keyspace, name)
             if table is not None:
                 nodes.require_unbroken(table)
         if new:
-            topics = [table_topic(self._config.name, f"{keyspace}.{name}") for keyspace, name in new]
+            topics = sorted(map(self._config.topic, new))
             await ensure_topics(self._kafka, topics, {"retention.ms": str(FOREIGN_RETENTION_MS)})
             log.info("the sidecar also sends the changes of %s, which have a change log", ", ".join(topics))
-            self._foreign |= set(new)
+            self._foreign |= new
 
     async def _fingerprint(self) -> frozenset[tuple[str, ...]]:
         return await fingerprint(self._session, self._config.keyspace, self._config.table_names)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from connectors.cassandra import ring, segments
 from connectors.cassandra.checks import table_findings
 from connectors.cassandra.config import CassandraConfig
-from connectors.cassandra.node import Node
+from connectors.cassandra.node import Node, breaking_columns
 from connectors.cassandra.plugin import PLUGIN
 from connectors.cassandra.properties import Setup, command, driver_text, properties, properties_text
 from connectors.cassandra.rows import RowReader
@@ -121,6 +121,7 @@ def test_topics_are_those_of_debezium_and_keep_everything() -> None:
 def a_setup(directory: Path, **changed: Any) -> Setup:
     known: dict[str, Any] = {
         "source": "w",
+        "keyspace": "ks",
         "hosts": ["10.0.0.1", "10.0.0.2"],
         "port": 9042,
         "user": "",
@@ -268,7 +269,8 @@ def test_a_table_without_cdc_is_told_with_the_statement_that_mends_it() -> None:
 @pytest.mark.parametrize(
     ("found", "severity", "words"),
     [
-        (column("u", "address", ADDRESS), "unfit", "user-defined types that are not frozen"),
+        (column("u", "address", ADDRESS), "unfit", "u address: types that the sidecar can't send"),
+        (column("l", "frozen<list<blob>>", CqlType("list", (CqlType("blob"),))), "warning", "l: blobs inside"),
         (column("s", "set<text>", CqlType("set", (TEXT,))), "warning", "added, removed or are all"),
         (column("st", "text", TEXT, "static"), "note", "static columns are not captured"),
         (column("x", "novel", CqlType("novel")), "unfit", "x novel"),
@@ -277,6 +279,25 @@ def test_a_table_without_cdc_is_told_with_the_statement_that_mends_it() -> None:
 )
 def test_columns_that_can_not_be_captured_are_told(found: Column, severity: str, words: str) -> None:
     assert any(one == severity and words in text for one, text in findings_of(a_table(found)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent"),
+    [
+        (CqlType("list", (ADDRESS,)), True),
+        (CqlType("map", (TEXT, CqlType("list", (INT,)))), True),
+        (CqlType("tuple", (INT, CqlType("set", (TEXT,)))), True),
+        (CqlType("udt", (CqlType("list", (ADDRESS,)),), ("l",)), True),
+        (CqlType("list", (CqlType("map", (TEXT, CqlType("list", (INT,)))),)), True),
+        (CqlType("list", (CqlType("list", (CqlType("decimal"),)),)), False),
+        (CqlType("map", (TEXT, CqlType("list", (ADDRESS,)))), False),
+        (CqlType("set", (CqlType("set", (INT,)),)), False),
+        (CqlType("tuple", (CqlType("map", (TEXT, CqlType("list", (CqlType("uuid"),)))),)), False),
+    ],
+)
+def test_nested_types_that_debezium_converts_only_outside_are_refused(kind: CqlType, sent: bool) -> None:
+    """As seen on Debezium's connector 3.4.1 for Cassandra 5."""
+    assert (breaking_columns(a_table(column("x", "frozen<…>", kind))) == []) == sent
 
 
 def test_an_older_server_does_not_tell_the_times_of_elements() -> None:
@@ -428,6 +449,16 @@ async def test_one_that_goes_on_without_what_it_could_not_read_is_ended(tmp_path
     )
     with pytest.raises(EnvironmentProblem, match="ClassCastException: no cell"):
         await a_sidecar(tmp_path, script, deaths_max=1).run()
+
+
+async def test_one_that_does_not_know_a_table_is_ended_before_it_passes_over_its_changes(tmp_path: Path) -> None:
+    script = (
+        "import time; print('INFO SchemaHolder Added the schema for ks.a to table schema cache.');"
+        "print('INFO Task Starting processor group ...'); time.sleep(600)"
+    )
+    sidecar = a_sidecar(tmp_path, script, deaths_max=1, tables=frozenset({"ks.a", "ks.b"}))
+    with pytest.raises(EnvironmentProblem, match=r"it does not know ks\.b"):
+        await sidecar.run()
 
 
 async def test_it_is_started_again_on_request_and_that_is_no_death(tmp_path: Path) -> None:
