@@ -1,7 +1,8 @@
 """The Cassandra source: the snapshot in this process, the stream of changes in the sidecar, both into the same topics.
 
-A position is {ids, ranges, left}: which tables they were (`ids`, a table made anew is another one), and which of the
-`ranges` of the ring each of them still has to read. The sidecar keeps its own place: what lies in cdc_raw is unread.
+A position is {ids, ranges, left, snapshot}: which tables they were (`ids`, a table made anew is another one), and which
+of the `ranges` of the ring each of them still has to read. The sources of a cluster's other nodes, whose `snapshot` is
+never, share it and leave it as it is. The sidecar keeps its own place: what lies in cdc_raw is unread.
 Between the two there is no order, and none is needed: cells merge by their write times. All that counts is that the
 node keeps the change log (CDC) before the first row of the snapshot is read, which `open` makes sure of.
 """
@@ -48,6 +49,7 @@ class CassandraSource:
         self._node: nodes.Node | None = None
         self._tables: dict[str, TableSchema] = {}
         self._left: dict[str, set[int]] = {}
+        self._shared: Position | None = None
         self._companion: Companion | None = None
         self._watch: Watch | None = None
         self._requests = SnapshotRequests(config.data_directory)
@@ -67,6 +69,8 @@ class CassandraSource:
         if config.sidecar is not None:
             await nodes.require_parsable(session, config.keyspace)
         self._left = self._resumed(position)
+        if config.snapshot == "never" and position is not None and position.get("snapshot") == "initial":
+            self._shared = position
         if config.sidecar is not None:
             if self._kafka is None:
                 raise Fatal("The sidecar was not told where Kafka is.")
@@ -191,21 +195,25 @@ class CassandraSource:
     def _resumed(self, position: Position | None) -> dict[str, set[int]]:
         """What each table has to read. Raises PositionLost when one of them is another than it was."""
         everything = set(range(self.config.snapshot_ranges))
-        if position is None:
-            return {name: set(everything) if self.config.snapshot == "initial" else set() for name in self._tables}
-        if _is_reset(position):
-            return {name: set(everything) for name in self._tables}
+        unknown = everything if self.config.snapshot == "initial" or _is_reset(position) else set()
+        if position is None or _is_reset(position):
+            return {name: set(unknown) for name in self._tables}
         require_same(self.config, position, self._tables)
-        same_split = position["ranges"] == self.config.snapshot_ranges
+        if position.get("snapshot") != self.config.snapshot:
+            return {name: set(unknown) for name in self._tables}
         left = {}
         for name in self._tables:
             stored = ring.numbers(position["left"].get(name, []))
-            known = name in position["ids"]
-            left[name] = stored if known and same_split else set(everything) if stored or not known else set()
+            if stored and position["ranges"] != self.config.snapshot_ranges:
+                stored = everything
+            left[name] = set(stored if name in position["ids"] else unknown)
         return left
 
     def _position(self) -> Position:
+        if self._shared is not None:
+            return self._shared
         return {
+            "snapshot": self.config.snapshot,
             "ids": {name: table.id for name, table in self._tables.items()},
             "ranges": self.config.snapshot_ranges,
             "left": {name: ring.runs(left) for name, left in self._left.items() if left},

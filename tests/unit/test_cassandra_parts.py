@@ -1,11 +1,10 @@
-"""The parts of the Cassandra source that need no server: ring, throttle, settings, config, rows, cdc_raw."""
+"""The parts of the Cassandra source that need no server: ring, throttle, settings, config, rows, positions, checks of tables."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import struct
-import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,20 +14,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.cassandra import ring, segments
+from connectors.cassandra import ring
 from connectors.cassandra.checks import table_findings
 from connectors.cassandra.config import CassandraConfig
 from connectors.cassandra.node import Node, breaking_columns
 from connectors.cassandra.plugin import PLUGIN
 from connectors.cassandra.properties import Setup, command, driver_text, properties, properties_text
 from connectors.cassandra.rows import RowReader
-from connectors.cassandra.sidecar import Launch, Sidecar
+from connectors.cassandra.source import CassandraSource
 from connectors.cassandra.throttle import Throttle
 from connectors.cql.schema import Column, TableSchema
 from connectors.cql.values import CqlType
 from connectors.registry import configure_one
-from pipeline.core.clock import SystemClock
-from pipeline.core.errors import ConfigError, EnvironmentProblem
+from pipeline.core.errors import ConfigError, PositionLost
 from schemas.mutation import Cell, Elements, Marker
 
 NODE = Node("ctxpipe", "5.0.4", "datacenter1", "org.apache.cassandra.dht.Murmur3Partitioner", "n1")
@@ -253,6 +251,35 @@ def test_without_times_of_elements_they_are_the_oldest() -> None:
     assert read(table, listed(b"x"), element_times=False)[1].cells["s"].elements == (("x", Cell(1, True)),)
 
 
+# ---- positions
+
+
+def left_after(position: Any, **changed: Any) -> Any:
+    source = CassandraSource(CassandraConfig.model_validate({**SECTION, "name": "w", "snapshot_ranges": 4, **changed}))
+    source._tables = {"weather": a_table()}
+    found = source._resumed(position)
+    return found["weather"]
+
+
+def test_a_snapshot_reads_what_its_position_leaves() -> None:
+    stored = {"snapshot": "initial", "ids": {"weather": "1"}, "ranges": 4, "left": {"weather": [[1, 2]]}}
+    done = {**stored, "left": {}}
+    assert left_after(None) == {0, 1, 2, 3} and left_after(stored) == {1, 2} and left_after(done) == set()
+    assert left_after({**done, "ids": {}}) == {0, 1, 2, 3}  # a table that was added
+    assert left_after({**stored, "ranges": 8}) == {0, 1, 2, 3} and left_after({**done, "ranges": 8}) == set()
+    assert left_after({"reset": True}) == {0, 1, 2, 3}
+    with pytest.raises(PositionLost, match=r"ks\.weather was dropped and made anew"):
+        left_after({**done, "ids": {"weather": "2"}})
+
+
+def test_a_source_of_another_node_reads_nothing_and_does_not_stand_in_for_the_one_that_does() -> None:
+    initial = {"snapshot": "initial", "ids": {"weather": "1"}, "ranges": 4, "left": {"weather": [[1, 2]]}}
+    never = {"snapshot": "never", "ids": {"weather": "1"}, "ranges": 4, "left": {}}
+    for position in (None, initial, never, {**never, "ids": {}}):
+        assert left_after(position, snapshot="never") == set()
+    assert left_after(never) == {0, 1, 2, 3}
+
+
 # ---- checks of a table
 
 
@@ -304,173 +331,3 @@ def test_an_older_server_does_not_tell_the_times_of_elements() -> None:
     table = a_table(column("s", "set<text>", CqlType("set", (TEXT,))))
     old = Node("c", "4.1.9", "dc", NODE.partitioner, "n")
     assert any("does not tell when elements were written" in text for _, text in findings_of(table, node=old))
-
-
-# ---- cdc_raw
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> segments.NodeFiles:
-    for name in ("raw", "log", "relocated/archive", "relocated/error"):
-        (tmp_path / name).mkdir(parents=True)
-    return segments.NodeFiles(
-        cdc_enabled=True,
-        cdc_raw=tmp_path / "raw",
-        commitlog=tmp_path / "log",
-        total_bytes=1000,
-        segment_bytes=50,
-        blocks_writes=True,
-    )
-
-
-def write_segment(files: segments.NodeFiles, number: int, index: str, size: int = 10, alive: bool = True) -> str:
-    name = f"CommitLog-7-{number}"
-    (files.cdc_raw / f"{name}.log").write_bytes(b"x" * size)
-    (files.cdc_raw / f"{name}_cdc.idx").write_text(index)
-    if alive:
-        (files.commitlog / f"{name}.log").write_bytes(b"x" * size)
-    return name
-
-
-def test_segments_are_seen_as_the_node_left_them(files: segments.NodeFiles) -> None:
-    write_segment(files, 30, "5")
-    write_segment(files, 10, "9\nCOMPLETED", alive=False)
-    write_segment(files, 20, "7", alive=False)
-    (files.cdc_raw / "CommitLog-7-40_cdc.idx").write_text("1")  # its log is gone
-    picture = segments.look(files)
-    assert [(one.number, one.synced, one.completed, one.abandoned) for one in picture.segments] == [
-        (10, 9, True, False),
-        (20, 7, False, True),
-        (30, 5, False, False),
-    ]
-    segments.complete(files, picture.segments[1])
-    assert segments.look(files).segments[1].completed
-    assert segments.unread_bytes(picture, {"CommitLog-7-10": 9, "CommitLog-7-20": 3}) == 4 + 5
-
-
-@pytest.mark.parametrize(
-    ("size", "blocks", "severity", "words"),
-    [
-        (100, True, "ok", "0 of 0 MiB (10%)"),
-        (600, True, "warning", "the node refuses writes to these tables when it is full"),
-        (960, True, "unfit", "the node refuses writes to these tables now"),
-        (600, False, "warning", "deletes the oldest changes when it is full, and they are lost"),
-        (960, False, "unfit", "deletes the oldest changes now"),
-    ],
-)
-def test_a_full_cdc_raw_is_told_with_what_the_node_does(
-    files: segments.NodeFiles, size: int, blocks: bool, severity: str, words: str
-) -> None:
-    policy = segments.NodeFiles(
-        cdc_enabled=True,
-        cdc_raw=files.cdc_raw,
-        commitlog=files.commitlog,
-        total_bytes=1000,
-        segment_bytes=50,
-        blocks_writes=blocks,
-    )
-    finding = segments.fill_finding(segments.Picture([], size), policy, 0.5)
-    assert finding.severity == severity and words in finding.message
-
-
-def test_a_segment_that_vanishes_unread_is_noticed_also_after_a_restart(
-    files: segments.NodeFiles, tmp_path: Path
-) -> None:
-    ledger = segments.Ledger(tmp_path / "segments.json")
-    assert ledger.compare(["a", "b", "c"], []) == []
-    assert ledger.compare(["b", "c"], ["a"]) == []
-    ledger.done(["a"])
-    again = segments.Ledger(tmp_path / "segments.json")
-    assert again.compare(["c"], []) == ["b"] and again.compare(["c"], []) == ["b"]
-    again.forget()
-    assert segments.Ledger(tmp_path / "segments.json").compare(["c", "d"], []) == []
-
-
-def test_what_was_moved_aside_comes_back_or_is_deleted(files: segments.NodeFiles, tmp_path: Path) -> None:
-    relocated = tmp_path / "relocated"
-    names = [write_segment(files, number, "1\nCOMPLETED") for number in (1, 2)]
-    for folder, name in zip(("archive", "error"), names, strict=True):
-        for path in list(files.cdc_raw.glob(f"{name}*")):
-            path.rename(relocated / folder / path.name)
-    assert segments.relocated_names(relocated) == names and segments.look(files).segments == []
-    segments.delete(relocated, names[:1])
-    assert segments.bring_back(relocated, files) == names[1:]
-    assert [one.name for one in segments.look(files).segments] == names[1:]
-
-
-def test_cassandra_yaml_tells_the_directories_in_both_spellings_of_sizes(tmp_path: Path) -> None:
-    path = tmp_path / "cassandra.yaml"
-    where = {"cdc_raw_directory": str(tmp_path / "raw"), "commitlog_directory": str(tmp_path / "log")}
-    path.write_text(json.dumps({**where, "cdc_enabled": True, "cdc_total_space": "2GiB", "cdc_block_writes": False}))
-    files = segments.node_files(path)
-    assert files.cdc_enabled and not files.blocks_writes and files.total_bytes == 2 << 30
-    assert files.segment_bytes == 32 << 20
-    path.write_text(json.dumps({**where, "cdc_total_space_in_mb": 3}))
-    assert segments.node_files(path).total_bytes == 3 << 20 and not segments.node_files(path).cdc_enabled
-    path.write_text("{}")
-    with pytest.raises(EnvironmentProblem, match="cdc_raw_directory to a default"):
-        segments.node_files(path)
-    assert segments.node_files(path, tmp_path, tmp_path).total_bytes > 0
-    with pytest.raises(EnvironmentProblem, match="can't be read"):
-        segments.node_files(tmp_path / "missing.yaml")
-
-
-# ---- the sidecar as a process
-
-
-def a_sidecar(tmp_path: Path, script: str, read: list[str] | None = None, **changed: Any) -> Sidecar:
-    known: dict[str, Any] = {
-        "command": [sys.executable, "-u", "-c", script],
-        "log_file": tmp_path / "sidecar.log",
-        "http_port": 1,
-        "deaths_max": 3,
-        "restart_delay_s": 0.01,
-        "health_interval_s": 60.0,
-        "before": lambda: None,
-        "on_read": (read if read is not None else []).append,
-    }
-    return Sidecar(Launch(**{**known, **changed}), SystemClock())
-
-
-async def test_one_that_keeps_dying_ends_with_its_last_words(tmp_path: Path) -> None:
-    starts: list[int] = []
-    script = "print('no such node'); raise SystemExit(7)"
-    sidecar = a_sidecar(tmp_path, script, before=lambda: starts.append(1))
-    with pytest.raises(EnvironmentProblem) as told:
-        await sidecar.run()
-    assert "died 3 times: exit code 7" in str(told.value) and "| no such node" in str(told.value)
-    assert len(starts) == 3 and (tmp_path / "sidecar.log").read_text().count("no such node") == 3
-
-
-async def test_one_that_goes_on_without_what_it_could_not_read_is_ended(tmp_path: Path) -> None:
-    script = (
-        "import time; print('ERROR CommitLogIdxParser Processing of x errored out');"
-        "print('Caused by: java.lang.ClassCastException: no cell'); time.sleep(600)"
-    )
-    with pytest.raises(EnvironmentProblem, match="ClassCastException: no cell"):
-        await a_sidecar(tmp_path, script, deaths_max=1).run()
-
-
-async def test_one_that_does_not_know_a_table_is_ended_before_it_passes_over_its_changes(tmp_path: Path) -> None:
-    script = (
-        "import time; print('INFO SchemaHolder Added the schema for ks.a to table schema cache.');"
-        "print('INFO Task Starting processor group ...'); time.sleep(600)"
-    )
-    sidecar = a_sidecar(tmp_path, script, deaths_max=1, tables=frozenset({"ks.a", "ks.b"}))
-    with pytest.raises(EnvironmentProblem, match=r"it does not know ks\.b"):
-        await sidecar.run()
-
-
-async def test_it_is_started_again_on_request_and_that_is_no_death(tmp_path: Path) -> None:
-    read: list[str] = []
-    script = "import time; print('Finished reading /raw/CommitLog-7-12.log'); time.sleep(600)"
-    sidecar = a_sidecar(tmp_path, script, read, deaths_max=1)
-    running = asyncio.create_task(sidecar.run())
-    for starts in (1, 2, 3):
-        while sidecar.starts < starts or len(read) < starts:
-            assert not running.done()
-            await asyncio.sleep(0.01)
-        sidecar.restart("the schema changed")
-    assert read[:3] == ["CommitLog-7-12"] * 3
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
