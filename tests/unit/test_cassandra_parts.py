@@ -1,4 +1,4 @@
-"""The parts of the Cassandra source that need no server: ring, throttle, settings, config, rows, positions, checks of tables."""
+"""The parts of the Cassandra source that need no server: ring, throttle, settings, config, rows, positions, checks."""
 
 from __future__ import annotations
 
