@@ -37,7 +37,8 @@ def attempts(
             source.show_progress(progress)
         if isinstance(source, UsingKafka):
             source.use_kafka(kafka)
-        position_name = configured.config.position_name
+        # A section need not inherit from SourceConfig; then the position is kept under the source's name.
+        position_name = getattr(configured.config, "position_name", configured.name)
         publisher = publisher_of(configured.name, source, kafka, position_name)
         return Attempt(source, publisher, KafkaPositions(position_name, publisher))
 
