@@ -37,8 +37,7 @@ def attempts(
             source.show_progress(progress)
         if isinstance(source, UsingKafka):
             source.use_kafka(kafka)
-        # A section need not inherit from SourceConfig; then the position is kept under the source's name.
-        position_name = getattr(configured.config, "position_name", configured.name)
+        position_name = configured.position_name
         publisher = publisher_of(configured.name, source, kafka, position_name)
         return Attempt(source, publisher, KafkaPositions(position_name, publisher))
 
@@ -51,7 +50,7 @@ async def store_reset(configured: Configured, kafka: KafkaSettings) -> None:
     if not isinstance(source, Resetting):
         text = f"sources.{configured.name}: connector {configured.plugin.name} can't begin anew by --reset"
         raise ConfigError([text])
-    position_name = configured.config.position_name
+    position_name = configured.position_name
     publisher = publisher_of(configured.name, source, kafka, position_name)
     try:
         with retryable_is_fatal():

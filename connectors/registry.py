@@ -54,11 +54,6 @@ class SourceConfig(BaseModel):
     connector: str = ""
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40, description="the source's name, its topics' prefix")
 
-    @property
-    def position_name(self) -> str:
-        """Under what the position is kept; where several processes share a source, each has its own."""
-        return self.name
-
 
 @dataclass(frozen=True)
 class Plugin:
@@ -119,6 +114,19 @@ class Configured:
     @property
     def name(self) -> str:
         name: str = self.config.name
+        return name
+
+    @property
+    def position_name(self) -> str:
+        """Under what the position is kept. A section need not inherit from SourceConfig: then, the source's name."""
+        name: str = getattr(self.config, "position_name", self.name)
+        return name
+
+    @property
+    def position_name(self) -> str:
+        """Under what the position is kept. Where several processes share a source each has its own: then the config
+        model says so by a `position_name`."""
+        name: str = getattr(self.config, "position_name", self.name)
         return name
 
     def source(self) -> Source:

@@ -155,7 +155,7 @@ async def _check_position(config: Config, configured: Configured) -> list[Findin
         return []
     source = configured.source()
     try:
-        position = await stored_position(configured.config.position_name, kafka_settings(config))
+        position = await stored_position(configured.position_name, kafka_settings(config))
         findings = await source.check_position(position) if isinstance(source, PositionChecking) else []
     except (Retryable, Fatal) as error:
         findings = [Finding("unfit", "position", str(error))]
