@@ -122,13 +122,6 @@ class Configured:
         name: str = getattr(self.config, "position_name", self.name)
         return name
 
-    @property
-    def position_name(self) -> str:
-        """Under what the position is kept. Where several processes share a source each has its own: then the config
-        model says so by a `position_name`."""
-        name: str = getattr(self.config, "position_name", self.name)
-        return name
-
     def source(self) -> Source:
         """A new object; nothing is connected yet. Raises ConfigError for a connector that has nothing to run."""
         if self.plugin.source is None:
