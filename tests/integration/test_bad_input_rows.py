@@ -18,6 +18,8 @@ import psycopg
 import pytest
 import yaml
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from deploy.local.roles import Role
 from tests.support.cli import ctxpipe
@@ -215,7 +217,12 @@ def broken_records(pipeline: Pipeline) -> list[tuple[bytes, bytes, str]]:
 
 
 async def produce(pipeline: Pipeline, topic: str, records: list[tuple[bytes, bytes]]) -> list[tuple[int, int]]:
-    """(partition, offset) of each, all in partition 0."""
+    """(partition, offset) of each, all in partition 0. Our own topics take no larger record than workers read; those
+    that others made do."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=pipeline.kafka)
+    await admin.start()
+    await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": str(32 << 20)})])
+    await admin.close()
     async with AIOKafkaProducer(bootstrap_servers=pipeline.kafka, max_request_size=64 << 20) as producer:
         sent = [await producer.send_and_wait(topic, value, key=key, partition=0) for key, value in records]
     return [(found.partition, found.offset) for found in sent]
