@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from pipeline.sortable import encode_value, typed
-from schemas.mutation import Bound, Cell, Elements, Marker, Mutation
+from schemas.mutation import Bound, Cell, Elements, Marker, Mutation, element_text
 from schemas.types import UnknownValue
 
 _NEVER = -(1 << 63)
@@ -208,11 +208,6 @@ def _with_elements(known: Collection, change: Elements, listed: bool) -> Collect
     return Collection(
         known.kind, max(known.cleared, change.cleared if change.cleared is not None else _NEVER), elements
     )
-
-
-def element_text(key: Any) -> str:
-    """An element's key as text: itself, or its JSON."""
-    return key if key.__class__ is str else msgspec.json.encode(key).decode()
 
 
 def _without_value(cell: Cell) -> Cell:

@@ -146,6 +146,11 @@ def encode_heartbeat(source: MutationSource, until_us: int, now_ms: int) -> tupl
     return _ENCODE({OWN_KEY: "heartbeat"}), _ENCODE(value)
 
 
+def element_text(key: Any) -> str:
+    """An element's key as the name in a JSON object: itself, or its JSON."""
+    return key if key.__class__ is str else _ENCODE(key).decode()
+
+
 def newest_timestamp(mutation: Mutation) -> int:
     """The newest write timestamp in it, in microseconds; 0 of nothing."""
     times = [0, mutation.deleted or 0, mutation.marker.ts if mutation.marker else 0]

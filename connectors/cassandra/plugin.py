@@ -8,7 +8,7 @@ from connectors.cassandra import node as nodes
 from connectors.cassandra.checks import check_cassandra
 from connectors.cassandra.config import CassandraConfig
 from connectors.cassandra.source import CassandraSource, require_same, reset_position
-from connectors.cql.schema import read_table
+from connectors.cql.schema import captured_columns
 from connectors.cql.session import connect
 from connectors.registry import Plugin
 from connectors.source import Finding, Position
@@ -40,18 +40,11 @@ class PluggedCassandra(CassandraSource):
         return [Finding("ok", "position", f"the snapshot goes on ({left})" if left else "the snapshot is complete")]
 
     async def describe(self, tables: Sequence[str]) -> dict[str, list[str] | None]:
-        """Static columns are left out: they are not captured."""
         session = await connect(self.config)
-        found: dict[str, list[str] | None] = {}
         try:
-            for name in tables:
-                keyspace, _, plain = name.rpartition(".")
-                table = await read_table(session, keyspace or self.config.keyspace, plain)
-                columns = None if table is None else [one.name for one in table.columns if one.kind != "static"]
-                found[name] = columns
+            return await captured_columns(session, self.config.keyspace, tables)
         finally:
             await session.close()
-        return found
 
 
 PLUGIN = Plugin(

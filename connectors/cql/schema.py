@@ -81,6 +81,17 @@ async def read_table(session: CqlSession, keyspace: str, table: str) -> TableSch
     return TableSchema(keyspace, table, found.dicts()[0]["id"], tuple(sorted(columns, key=_place)))
 
 
+async def captured_columns(session: CqlSession, keyspace: str, tables: Sequence[str]) -> dict[str, list[str] | None]:
+    """Column names by table, with or without its keyspace; None for a table that does not exist. Static columns are
+    left out: they are not captured."""
+    found: dict[str, list[str] | None] = {}
+    for name in tables:
+        own, _, plain = name.rpartition(".")
+        table = await read_table(session, own or keyspace, plain)
+        found[name] = None if table is None else [one.name for one in table.columns if one.kind != "static"]
+    return found
+
+
 async def fingerprint(session: CqlSession, keyspace: str, tables: Sequence[str]) -> frozenset[tuple[str, ...]]:
     """What changes when one of the tables, or a user-defined type of the keyspace, is altered, dropped or made anew."""
     found: set[tuple[str, ...]] = set()

@@ -20,6 +20,7 @@ import msgspec
 
 from connectors.cql.times import date_text, duration_text, time_text, timestamp_text, zigzag
 from pipeline.core.errors import Fatal
+from schemas.mutation import element_text
 
 
 class CqlType(msgspec.Struct, frozen=True):
@@ -108,11 +109,6 @@ def components(value: bytes, count: int) -> list[bytes | None]:
         piece, at = _piece(value, at)
         found.append(piece)
     return found + [None] * (count - len(found))
-
-
-def element_text(key: Any) -> str:
-    """A map's key as the name in a JSON object."""
-    return key if key.__class__ is str else msgspec.json.encode(key).decode()
 
 
 _INT = struct.Struct(">i")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from connectors.cql.schema import read_table
+from connectors.cql.schema import captured_columns
 from connectors.cql.session import connect
 from connectors.registry import Plugin
 from connectors.scylla.checks import check_position, check_scylla
@@ -24,16 +24,10 @@ class PluggedScylla(ScyllaSource):
 
     async def describe(self, tables: Sequence[str]) -> dict[str, list[str] | None]:
         session = await connect(self.config)
-        found: dict[str, list[str] | None] = {}
         try:
-            for name in tables:
-                keyspace, _, plain = name.rpartition(".")
-                table = await read_table(session, keyspace or self.config.keyspace, plain)
-                captured = [column.name for column in table.columns if column.kind != "static"] if table else None
-                found[name] = captured
+            return await captured_columns(session, self.config.keyspace, tables)
         finally:
             await session.close()
-        return found
 
 
 PLUGIN = Plugin(

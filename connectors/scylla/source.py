@@ -112,10 +112,7 @@ class ScyllaSource:
     def retention_ms(self) -> int:
         return self.config.retention_ms
 
-    def use_kafka(self, bootstrap_servers: str) -> None:
-        self.share(KafkaSettings(bootstrap_servers=bootstrap_servers))
-
-    def share(self, kafka: KafkaSettings) -> None:
+    def use_kafka(self, kafka: KafkaSettings) -> None:
         """Where the other processes keep their positions. The first one follows them."""
         if self.config.shard.of > 1 and self.config.shard.number == 0:
             self._others = OtherFloors(self.config, kafka, self._clock)

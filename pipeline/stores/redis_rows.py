@@ -120,19 +120,17 @@ def _extended(value: Any) -> Any:
 
 
 def _row(value: bytes) -> StoredRow:
-    (former,) = struct.unpack_from(">I", value, _VERSION_LENGTH)
-    start = _VERSION_LENGTH + 4 + former
-    (links,) = struct.unpack_from(">I", value, start)
-    body = _DECODE(value[start + 4 + links :]) if len(value) > start + 4 + links else _NOTHING
+    body = body_of(value)
     return StoredRow(value[:_VERSION_LENGTH].decode(), body.commit_time_us if body.values else 0, body.values)
 
 
 def body_of(value: bytes) -> Body:
-    """The body of a stored row."""
+    """The body of a stored row; a deleted one has none."""
     (former,) = struct.unpack_from(">I", value, _VERSION_LENGTH)
     start = _VERSION_LENGTH + 4 + former
     (links,) = struct.unpack_from(">I", value, start)
-    return _DECODE(value[start + 4 + links :])
+    start += 4 + links
+    return _DECODE(value[start:]) if len(value) > start else _NOTHING
 
 
 def former_links(blob: bytes) -> list[tuple[str | None, ...]]:

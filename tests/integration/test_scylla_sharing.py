@@ -12,10 +12,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from connectors.assembly import attempts
 from connectors.publisher import KafkaSettings
+from connectors.registry import Configured
 from connectors.runtime import Runtime, RuntimeSettings
 from connectors.scylla.log_statements import Overwrite, Write
-from connectors.scylla.processes import shared_attempts
+from connectors.scylla.plugin import PLUGIN
 from deploy.local.cassandra import CassandraServer
 from tests.support.eventually import eventually
 from tests.support.kafka_records import read_all
@@ -28,7 +30,7 @@ pytestmark = pytest.mark.servers
 async def process(made: ScyllaTable, bootstrap: str, number: int) -> AsyncIterator[asyncio.Task[None]]:
     config = made.configured(shard={"number": number, "of": 2})
     kafka = KafkaSettings(bootstrap_servers=bootstrap, partitions=2)
-    runtime = Runtime(shared_attempts(config, kafka), RuntimeSettings(), randomness=random.Random(number))
+    runtime = Runtime(attempts(Configured(PLUGIN, config), kafka), RuntimeSettings(), randomness=random.Random(number))
     task = asyncio.create_task(runtime.run())
     try:
         yield task
@@ -40,6 +42,15 @@ async def process(made: ScyllaTable, bootstrap: str, number: int) -> AsyncIterat
 
 def put(number: int) -> Write:
     return Write(kind="insert", key={"p": number, "c": 1}, ts=now_us(), edits={"v": Overwrite(f"row {number}")})
+
+
+async def write(made: ScyllaTable, numbers: range) -> list[Write]:
+    """Each stamped as it is written: one that comes later than the confidence window is rightly not read."""
+    written = []
+    for number in numbers:
+        written.append(put(number))
+        await made.writer.write(written[-1])
+    return written
 
 
 async def events(made: ScyllaTable, bootstrap: str) -> list[dict[str, Any]]:
@@ -55,8 +66,7 @@ async def test_each_row_once_and_the_slowest_decides(cassandra_server: Cassandra
     columns = "p int, c int, v text, PRIMARY KEY (p, c)"
     async with scylla_table(cassandra_server, columns, name=f"shared{now_us()}") as made:
         async with process(made, kafka_bootstrap, 0), process(made, kafka_bootstrap, 1) as second:
-            rows = [put(number) for number in range(50)]
-            await made.writer.write(*rows)
+            rows = await write(made, range(50))
             await eventually(
                 lambda: events(made, kafka_bootstrap),
                 lambda found: promised(found) >= rows[-1].ts,
@@ -65,8 +75,7 @@ async def test_each_row_once_and_the_slowest_decides(cassandra_server: Cassandra
             second.cancel()
             with suppress(asyncio.CancelledError):
                 await second
-            lonely = [put(number) for number in range(100, 150)]
-            await made.writer.write(*lonely)
+            lonely = await write(made, range(100, 150))
             own = await eventually(
                 lambda: events(made, kafka_bootstrap),
                 lambda found: any(event["source"]["ts_us"] >= lonely[0].ts for event in found if event["op"] == "i"),
