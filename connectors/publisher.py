@@ -42,6 +42,8 @@ RECORD_OVERHEAD_BYTES = 200
 class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where Kafka is and how our topics are made. `security` goes to the clients as it is (SASL, TLS).
 
+    `java`: the same for clients that run on Java.
+
     `message_bytes_max`: what our topics take, as much as the workers read.
     """
 
@@ -51,6 +53,7 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
     message_bytes_max: int = SIZE_MAX + RECORD_OVERHEAD_BYTES
     request_timeout_s: float = 30.0
     security: dict[str, Any] = {}
+    java: dict[str, str] = {}
 
     def client(self) -> dict[str, Any]:
         """Arguments of every aiokafka client."""
@@ -262,6 +265,34 @@ async def _records_of(settings: KafkaSettings, topic: str) -> list[StoredRecord]
     return found
 
 
+class Tail:
+    """What is written to partition 0 of a topic after `open`; `next` waits for more. Raises Retryable when Kafka is
+    away."""
+
+    def __init__(self, settings: KafkaSettings, topic: str) -> None:
+        self._settings = settings
+        self._partition = TopicPartition(topic, 0)
+        self._consumer: Any = None
+
+    async def open(self) -> None:
+        settings = self._settings
+        self._consumer = AIOKafkaConsumer(**settings.client(), enable_auto_commit=False, auto_offset_reset="latest")
+        with mapped_errors(settings.bootstrap_servers):
+            await self._consumer.start()
+            self._consumer.assign([self._partition])
+            await self._consumer.position(self._partition)
+
+    async def next(self) -> list[bytes]:
+        """The values, in order; tombstones are left out. Empty when nothing came for half a second."""
+        with mapped_errors(self._settings.bootstrap_servers):
+            found = await self._consumer.getmany(self._partition, timeout_ms=500)
+        return [one.value for records in found.values() for one in records if one.value is not None]
+
+    async def close(self) -> None:
+        if self._consumer is not None:
+            await self._consumer.stop()
+
+
 async def ensure_topics(settings: KafkaSettings, names: Sequence[str], configs: dict[str, str]) -> None:
     """Creates those that are missing, with one partition. Raises Retryable when Kafka is away."""
     admin = AIOKafkaAdminClient(**settings.client())
@@ -346,7 +377,9 @@ def mapped_errors(servers: str) -> Iterator[None]:
     try:
         yield
     except KafkaConnectionError as error:
-        raise Retryable(f"Kafka at {servers} can't be reached: {error}. Is it running? (ctxpipe up)") from error
+        raise Retryable(
+            f"Kafka at {servers} can't be reached: {error}. Is it running (ctxpipe up), and the login right?"
+        ) from error
     except (KafkaTimeoutError, TimeoutError) as error:
         raise Retryable(f"Kafka at {servers} does not answer in time: {error}") from error
     except KafkaError as error:

@@ -30,13 +30,21 @@ of its own, and writes are there whose writer's clock is ahead."""
 class Reading(NamedTuple):
     """How a source is verified. `reader` is a pipeline.ops.reader.TableReader, to be closed afterwards.
 
-    `heartbeats`: its topics say up to when every change has been published. `settle_s` is how long bundles may differ
-    from the database after everything that was written before has been applied.
+    `heartbeats`: its topics say up to when every change has been published, `lone_only` in a cluster of one node.
+    `settle_s` is how long bundles may differ from the database after everything that was written before has been
+    applied.
     """
 
     reader: Any
     heartbeats: bool
     settle_s: float
+    lone_only: bool = False
+
+    async def has_heartbeats(self) -> bool:
+        """Raises what the reader raises when it must ask and the database is away."""
+        if self.heartbeats and self.lone_only:
+            return not await self.reader.other_nodes()
+        return self.heartbeats
 
 
 class PostgresConnection(BaseModel):
@@ -66,8 +74,10 @@ def reading_of(source: Configured, progress: Progress = lambda what, count: None
     config, connector = source.config, source.plugin.name
     if connector == "postgres":
         return Reading(PostgresReader(config.dsn.get_secret_value(), source.name, config.row_filters), True, 0.0)
-    if connector in ("cassandra", "scylla"):
-        return Reading(CqlReader(config, source.name, progress), connector == "scylla", EXPIRY_S)
+    if connector == "cassandra":
+        return Reading(CqlReader(config, source.name, progress), bool(config.heartbeat_table), EXPIRY_S, lone_only=True)
+    if connector == "scylla":
+        return Reading(CqlReader(config, source.name, progress), True, EXPIRY_S)
     section = getattr(config, "verify", None)
     if section is None and getattr(config, "dsn", None) is not None:
         section = {"connector": "postgres", "dsn": config.dsn.get_secret_value()}

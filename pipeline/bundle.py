@@ -12,9 +12,11 @@ import msgspec
 from pipeline.counters import COUNT_OFFSET, ROWS, split_counter_field
 from pipeline.exact import quotient, total_of
 from pipeline.plan import AggregatePlan, Node, Plan, Values, plain_number
+from pipeline.section_tokens import SectionMarks
 from pipeline.sortable import encode_descending, encode_value, entry_payload, typed
 from pipeline.stores.store import RelationRead, RelationView, StoredRow
-from schemas.bundle import FragmentReference, Meta, SourceState, UnitKey
+from schemas.bundle import FragmentReference, Meta, RowReference, SourceState, UnitKey
+from schemas.keys import tenant_text
 
 _ENCODE = msgspec.json.Encoder(decimal_format="number").encode
 _DECODE = msgspec.json.Decoder().decode
@@ -152,7 +154,8 @@ def foresee(
 
 
 class _Rendering:
-    """One unit's bytes, its fragment references and the newest change per source."""
+    """One unit's bytes, its fragment references, the newest change per source and, where the spec asks for them, the
+    rows in it and the tokens of its sections."""
 
     def __init__(self, assembly: Assembly, key: UnitKey) -> None:
         self.assembly, self.key = assembly, key
@@ -160,12 +163,17 @@ class _Rendering:
         self.body = bytearray()
         self.references: list[FragmentReference] = []
         self.sources: dict[str, SourceState] = {}
+        self.tenant: str | None = None
+        self.rows: list[RowReference] = []
+        self.marks = SectionMarks(self.node.path) if assembly.plan.count is not None else None
 
     def result(self) -> tuple[Meta | None, bytes]:
+        plan = self.assembly.plan
         if self.node.parent is None:
             row = self.assembly.row(self.node, self.key.key)
             if row is not None:
-                self._object(self.node, row)
+                self._object(self.node, self.key.key, row)
+                self.tenant = None if plan.tenant is None else tenant_text(row.values[plan.tenant])
         else:
             self._section(self.node, self.key.key)
         body = bytes(self.body)
@@ -175,10 +183,14 @@ class _Rendering:
         if self.references:
             digest.update(_ENCODE(self.references))
         sources = self.sources if len(self.sources) < 2 else dict(sorted(self.sources.items()))
-        return Meta(digest.hexdigest(), self.assembly.plan.spec.version, sources, self.references), body
+        tokens = self.marks.counted(body, plan.count) if self.marks is not None and plan.count is not None else {}
+        meta = Meta(
+            digest.hexdigest(), plan.spec.version, sources, self.references, self.tenant, tokens=tokens, rows=self.rows
+        )
+        return meta, body
 
-    def _object(self, node: Node, row: StoredRow) -> None:
-        self._note(node, row)
+    def _object(self, node: Node, key: str, row: StoredRow) -> None:
+        self._note(node, key, row)
         values = row.values
         self.body += _ENCODE(node.fields(values))
         if not node.children:
@@ -186,17 +198,27 @@ class _Rendering:
         body = self.body
         del body[-1:]
         first = body[-1] == 0x7B  # no fields before it
+        marks = self.marks
         for child in node.children:
+            if marks is not None:
+                marks.begin(len(body), child.path)
             body += child.opening[1:] if first else child.opening
             first = False
             link = child.join(values)
             if child.linked:
                 self.references.append(FragmentReference(len(body), child.unit, link))
             elif link is None:
-                body += empty_bytes(child)
+                self._nothing(child)
             else:
                 self._section(child, link)
+            if marks is not None:
+                marks.begin(len(body), node.path)
         body += b"}"
+
+    def _nothing(self, node: Node) -> None:
+        if node.names_rows and node.aggregates:
+            self.rows.append(RowReference(node.number, None))
+        self.body += empty_bytes(node)
 
     def _section(self, node: Node, link: str) -> None:
         if node.leaf:
@@ -206,14 +228,16 @@ class _Rendering:
             if found is None:
                 self.body += b"null"
             else:
-                self._object(node, found)
+                self._object(node, *found)
         elif node.kind == "list":
             self.body += b"["
-            for number, (_, row) in enumerate(self.assembly.listed(node, link)):
+            for number, (key, row) in enumerate(self.assembly.listed(node, link)):
                 self.body += b"," if number else b""
-                self._object(node, row)
+                self._object(node, key, row)
             self.body += b"]"
         else:
+            if node.names_rows:
+                self.rows.append(RowReference(node.number, link))
             self.body += _ENCODE(_aggregated(node, self.assembly.view(node, link)))
 
     def _leaf(self, node: Node, link: str) -> None:
@@ -223,13 +247,16 @@ class _Rendering:
         else:
             self.body += items[0] if items else b"null"
 
-    def _one(self, node: Node, link: str) -> StoredRow | None:
+    def _one(self, node: Node, link: str) -> tuple[str, StoredRow] | None:
         if node.by_key:
-            return self.assembly.row(node, link)
+            row = self.assembly.row(node, link)
+            return None if row is None else (link, row)
         listed = self.assembly.listed(node, link)
-        return listed[0][1] if listed else None
+        return listed[0] if listed else None
 
-    def _note(self, node: Node, row: StoredRow) -> None:
+    def _note(self, node: Node, key: str, row: StoredRow) -> None:
+        if node.names_rows:
+            self.rows.append(RowReference(node.number, key, row.version, row.commit_time_us))
         known = self.sources.get(node.table.source)
         if known is None or row.version > known.version:
             self.sources[node.table.source] = SourceState(row.version, row.commit_time_us)

@@ -26,13 +26,18 @@ COMMANDS = MappingProxyType(
         "connector": "Show the installed connectors, or begin a new one.",
         "worker": "Run the workers: changes from Kafka into bundles in Redis.",
         "serve": "Serve bundles over HTTP.",
+        "tools": "Show contexts as functions that a model may call.",
+        "mcp": "Offer bundles to models, by the Model Context Protocol.",
+        "key": "Make, list and revoke API keys of the lookup service.",
         "get": "Show the bundle of one or more keys.",
         "search": "Search bundles by meaning.",
+        "position": "Print where a source stands, for lookups that must see it.",
         "schema": "Print the JSON Schema of the context spec.",
         "lag": "Show how far behind the workers are.",
         "verify": "Compare bundles with what SQL on the sources gives.",
         "rebuild": "Build bundles anew from their sources.",
         "dlq": "Look at dead letters, and replay them.",
+        "space": "Look at embedding spaces, compare them, and choose the one that serves.",
         "bench": "Measure, and compare with bare tools in the same run.",
     }
 )

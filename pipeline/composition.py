@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from pipeline.text import names_used
 from schemas.context import ContextSpec, Section
 from schemas.fan_out import FanOut
 
@@ -49,6 +50,16 @@ def adopted(spec: ContextSpec, proposal: Mapping[str, str]) -> dict[str, str]:
         path: proposal.get(path, choice.composition) if choice.section.compose == "auto" else choice.composition
         for path, choice in default.items()
     }
+
+
+def traced_links(spec: ContextSpec, composition: Mapping[str, str]) -> tuple[str, ...]:
+    """Paths of linked sections that the embedded template looks at: a change there changes texts of bundles that stay
+    as they are."""
+    if spec.embedded_template is None:
+        return ()
+    used = names_used(spec.embedded_template)
+    links = (path for path, chosen in composition.items() if chosen == "link")
+    return tuple(sorted(path for path in links if path.partition(".")[0] in used))
 
 
 def choose(spec: ContextSpec, fan_outs: Mapping[str, FanOut]) -> dict[str, Choice]:

@@ -21,7 +21,7 @@ from pipeline.relations import Links, links_of, memberships
 from pipeline.report import BatchReport, DeadLetter
 from pipeline.rows import Change, Truncation
 from pipeline.stores.store import BundleStore, RelationRead, RelationStore, RelationView, RowStore, StoredRow
-from schemas.bundle import Stored, UnitKey
+from schemas.bundle import TEXT_UNIT, Stored, UnitKey
 from schemas.record import Record
 
 Step = Callable[[], Awaitable[Any]]
@@ -55,15 +55,17 @@ class Flow:
         together: Callable[..., Awaitable[Any]] = asyncio.gather,
         in_order: bool = False,
         merging: Merging | None = None,
+        embeds: bool = False,
     ) -> None:
         """`together` runs coroutines at once and gives their results; the simulation brings its own. `in_order`: the
         stores carry out what is asked of them in the order of asking, over all stores, without waiting for answers.
-        `merging` is the way of wide-column tables; without it their records are refused.
+        `merging` is the way of wide-column tables; without it their records are refused. `embeds`: the report names the
+        bundles whose texts are to be looked at.
         """
         self.plan, self.rows, self.relations, self.bundles = plan, row_store, relation_store, bundle_store
         self.limits = limits or FlowLimits()
         self._together, self._ordered_stores = together, in_order
-        self.merging = merging
+        self.merging, self._embeds = merging, embeds
 
     async def process(self, records: Sequence[Record]) -> BatchReport:
         """Applies records, each partition's in order. Raises Retryable when a store is away: same batch again."""
@@ -93,7 +95,8 @@ class Flow:
     async def rebuild(self, keys: Sequence[UnitKey]) -> BatchReport:
         """Assembles units again from what is stored: the dirty lane."""
         report = BatchReport()
-        await self._assemble(keys, report)
+        await self._assemble([key for key in keys if key.unit != TEXT_UNIT], report)
+        report.texts_wanted.update((key.key, None) for key in keys if key.unit == TEXT_UNIT)
         return report
 
     async def _changes(self, changes: list[Change], report: BatchReport) -> None:
@@ -126,6 +129,7 @@ class Flow:
         await self._fan_out(climb, report)
         known = {(change.table.name, change.key): change.values for change, _ in changed}
         await self._assemble(list(climb.keys), report, owed, known)
+        report.texts_wanted.update(climb.texts)
 
     async def _complete(self, changes: list[Change], report: BatchReport) -> list[Change]:
         """Unchanged TOAST columns come from the row before."""
@@ -183,17 +187,18 @@ class Flow:
 
     async def _fan_out(self, climb: Climb, report: BatchReport) -> None:
         """Hot parents: their children's bundles are rebuilt by the dirty lane, so that they delay nobody here."""
-        hot: list[tuple[Node, int, str]] = list(climb.hot)
+        hot: list[tuple[Node, int, str, bool]] = list(climb.hot)
         while hot:
-            node, relation, link = hot.pop()
+            node, relation, link, for_text = hot.pop()
             keys = await self.relations.all_members(relation, link)
             for chunk in _chunks(keys, self.limits.chunk_keys):
                 further = Climb(self.plan)
                 for key in chunk:
-                    further.touched(node, key)
+                    further.touched(node, key, for_text)
                 await self._climb(further, report)
                 hot += further.hot
-                report.fan_out += _chunks(list(further.keys), self.limits.chunk_keys)
+                keys_found = [*further.keys, *(UnitKey(TEXT_UNIT, key) for key in further.texts)]
+                report.fan_out += _chunks(keys_found, self.limits.chunk_keys)
 
     async def _assemble(
         self,
@@ -222,6 +227,8 @@ class Flow:
                 report.fragments_written += bool(key.unit)
             await self.bundles.put(items)
             report.round_trips += 1
+            if self._embeds:
+                report.texts_wanted.update((key.key, None) for key in chunk if not key.unit)
 
     async def _supply(
         self,

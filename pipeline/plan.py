@@ -8,7 +8,7 @@ of a linked section. Everything here is made once, from the spec and the composi
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from pipeline import sortable
+from pipeline.columns import columns_by_table
 from pipeline.composition import default_composition
 from pipeline.core.errors import ConfigError
 from pipeline.counters import COUNT_OFFSET, ROWS, counter_field
@@ -31,6 +32,7 @@ from schemas.types import NESTING_MAX, is_decimal, nested_too_deep
 Values = list[Any]
 Predicate = Callable[[Values], bool]
 Getter = Callable[[Values], Any]
+CountTokens = Callable[[str], int]
 
 _INTEGER_MAX = 1 << 64
 """Up to here integers encode as they are; Python refuses to print the longest."""
@@ -133,7 +135,13 @@ class Node:
     opening: bytes = b""
     relation: RelationPlan | None = None
     parent_relation: RelationPlan | None = None
+    traced: bool = False
+    """A linked section that texts are made from: its change is followed up to the bundles that show it."""
     aggregates: list[AggregatePlan] = field(default_factory=list)
+    number: int = 0
+    """Its place among the nodes of the plan."""
+    names_rows: bool = False
+    """Rows are read where their bytes alone would do, because the bundle names them."""
 
     @property
     def kind(self) -> str:
@@ -147,7 +155,7 @@ class Node:
     @property
     def leaf(self) -> bool:
         """Its items are stored as final bytes in the index."""
-        return self.relation is not None and not self.aggregates and not self.children
+        return self.relation is not None and not self.aggregates and not self.children and not self.names_rows
 
     @property
     def limit(self) -> int:
@@ -156,7 +164,8 @@ class Node:
 
 @dataclass(slots=True)
 class Plan:
-    """A compiled context. `units` maps a unit's name to the node at its top."""
+    """A compiled context. `units` maps a unit's name to the node at its top. `count` gives the tokens of a part of a
+    bundle's bytes, where the spec names a tokenizer."""
 
     spec: ContextSpec
     tables: dict[str, TablePlan]
@@ -165,6 +174,7 @@ class Plan:
     units: dict[str, Node]
     topics: dict[str, TablePlan]
     tenant: int | None = None
+    count: CountTokens | None = None
 
     @property
     def root(self) -> Node:
@@ -179,20 +189,31 @@ def compile_plan(
     compose: Mapping[str, str] | None = None,
     mask_secret: bytes = b"",
     formats: Mapping[str, SourceFormat] = _OWN_FORMATS,
+    traced: Sequence[str] = (),
+    count: CountTokens | None = None,
 ) -> Plan:
     """Raises ConfigError for what only shows when entities meet (e.g. two entities of one table with other keys).
 
     `compose` maps section paths to "copy" or "link" for sections that the spec leaves to `auto`. `formats`: of sources
-    whose topics others fill, by name.
+    whose topics others fill, by name. `traced`: see Definition. `count` counts tokens, for plans that write bundles.
     """
-    return _Compiler(spec, {**default_composition(spec), **(compose or {})}, mask_secret, formats).compile()
+    compiler = _Compiler(spec, {**default_composition(spec), **(compose or {})}, mask_secret, formats, traced)
+    plan = compiler.compile()
+    plan.count = count
+    return plan
 
 
 class _Compiler:
     def __init__(
-        self, spec: ContextSpec, compose: Mapping[str, str], mask_secret: bytes, formats: Mapping[str, SourceFormat]
+        self,
+        spec: ContextSpec,
+        compose: Mapping[str, str],
+        mask_secret: bytes,
+        formats: Mapping[str, SourceFormat],
+        traced: Sequence[str],
     ) -> None:
         self.spec, self.compose, self.mask_secret, self.formats = spec, compose, mask_secret, formats
+        self.traced = frozenset(traced)
         self.tables: dict[str, TablePlan] = {}
         self.relations: list[RelationPlan] = []
         self.nodes: list[Node] = []
@@ -242,6 +263,7 @@ class _Compiler:
         return self.tables[f"{entity.source}.{entity.table}"]
 
     def _add(self, node: Node) -> None:
+        node.number, node.names_rows = len(self.nodes), self.spec.names_rows
         self.nodes.append(node)
         node.table.nodes.append(node)
 
@@ -256,6 +278,7 @@ class _Compiler:
             node = Node(path, name, table, parent, section, linked, path if linked else parent.unit, accept)
             node.fields = self._fields(table, section.fields)
             node.opening = b',"%b":' % name.encode()
+            node.traced = linked and path in self.traced
             parent.children.append(node)
             self._add(node)
             self._sections(node, section.entity, section.sections)
@@ -281,7 +304,7 @@ class _Compiler:
         node.by_key = section.kind == "one" and tuple(own) == node.table.key_columns and ours == decimals
         if not node.by_key:
             node.relation = self._relation(node, own, decimals, section)
-        if not node.linked and (parent_columns != parents.key_columns or theirs != decimals):
+        if (not node.linked or node.traced) and (parent_columns != parents.key_columns or theirs != decimals):
             node.parent_relation = self._plain_relation(parents, positions, decimals)
 
     def _plain_relation(self, table: TablePlan, columns: tuple[int, ...], decimals: tuple[bool, ...]) -> RelationPlan:
@@ -306,7 +329,7 @@ class _Compiler:
             self._aggregates(node, relation, section)
         else:
             order = self._order(table, section.order_by)
-            payload = None if node.children else _encoded(node.fields)
+            payload = None if node.children or node.names_rows else _encoded(node.fields)
             relation.orders = (OrderPlan(order, payload, False, None),)
         return self._register(table, relation)
 
@@ -444,45 +467,3 @@ def _expression_getter(table: TablePlan, text: str) -> Getter:
     expression = compile_expression(text, table.types)
     names = [(column, table.columns.index(column)) for column in sorted(expression.columns)]
     return lambda values: expression.evaluate({name: values[position] for name, position in names})
-
-
-def columns_by_table(spec: ContextSpec) -> dict[str, set[str]]:
-    """Every column that the context uses, by `source.table`; nothing else is stored (promise 7)."""
-    uses: dict[str, set[str]] = {}
-
-    def add(entity_name: str, *columns: str | None) -> None:
-        entity = spec.entities[entity_name]
-        uses.setdefault(f"{entity.source}.{entity.table}", set()).update(column for column in columns if column)
-
-    def add_expression(entity_name: str, text: str | None) -> None:
-        if text:
-            add(entity_name, *compile_expression(text).columns)
-
-    def add_fields(entity_name: str, fields: list[FieldSpec]) -> None:
-        for spec_field in fields:
-            add(entity_name, spec_field.column)
-            add_expression(entity_name, spec_field.value)
-
-    for name, entity in spec.entities.items():
-        add(name, *entity.key)
-        add_expression(name, entity.filter)
-    add_fields(spec.root, spec.fields)
-    add(spec.root, spec.tenant)
-    for section, parent_entity in _walk(spec.sections, spec.root):
-        add(parent_entity, *section.on.values())
-        add(section.entity, *section.on, *section.group_by)
-        add_fields(section.entity, section.fields)
-        add_expression(section.entity, section.filter)
-        if not section.group_by:
-            add(section.entity, *(text.removeprefix("-") for text in section.order_by))
-        for aggregate in section.aggregates.values():
-            add(section.entity, aggregate.column, aggregate.by)
-            add_expression(section.entity, aggregate.where)
-    return uses
-
-
-def _walk(sections: Mapping[str, Section], entity: str) -> Iterator[tuple[Section, str]]:
-    """(section, its parent's entity), parents first."""
-    for section in sections.values():
-        yield section, entity
-        yield from _walk(section.sections, section.entity)

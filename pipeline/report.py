@@ -32,7 +32,8 @@ def digest_of(error: Exception) -> str:
 
 
 class BatchReport(msgspec.Struct):
-    """One batch: `fan_out` holds chunks of keys for the dirty topic, `applied` how far each partition came."""
+    """One batch: `fan_out` holds chunks of keys for the dirty topic, `applied` how far each partition came.
+    `fan_out_ends`, once the chunks are published: partition of the dirty topic → the offset behind the last of them."""
 
     events: int = 0
     stale: int = 0
@@ -41,4 +42,7 @@ class BatchReport(msgspec.Struct):
     round_trips: int = 0
     dead_letters: list[DeadLetter] = []
     fan_out: list[list[UnitKey]] = []
+    fan_out_ends: dict[int, int] = {}
+    texts_wanted: dict[str, None] = {}
+    """Root keys whose texts are to be looked at again, because the bundle or a fragment in it was written."""
     applied: dict[Partition, AppliedPosition] = {}

@@ -183,12 +183,13 @@ def _advance(
     writes of wide-column tables do not either: their timestamps are their writers', in no order."""
     partition = (record.topic, record.partition)
     known = applied.get(partition)
-    version, time_us = (known.version, known.commit_time_us) if known else ("", 0)
+    version, time_us, cluster = (known.version, known.commit_time_us, known.cluster) if known else ("", 0, "")
     if event is not None and event.operation is not Operation.SNAPSHOT and event.mutation is None:
         is_message = event.operation is Operation.MESSAGE
         if not is_message or (event.message is not None and event.message[0] == HEARTBEAT_PREFIX):
             version, time_us = max(version, event.version), max(time_us, event.commit_time_us)
-    applied[partition] = AppliedPosition(table.source, record.offset + 1, version, time_us)
+            cluster = event.cluster or cluster
+    applied[partition] = AppliedPosition(table.source, record.offset + 1, version, time_us, cluster)
 
 
 def rows_to_complete(changes: Sequence[Change]) -> list[tuple[str, str]]:

@@ -7,6 +7,9 @@ import msgspec
 ROOT_UNIT = ""
 """The unit name of a context's bundle itself; a linked section's unit is named by its path, e.g. `plane`."""
 
+TEXT_UNIT = "?"
+"""No unit: among dirty keys, a bundle that stays as it is, but shows a fragment that its text is made from."""
+
 COUNTER_LENGTH = 16
 
 
@@ -36,13 +39,35 @@ class SourceState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     commit_time_us: int
 
 
+class RowReference(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A row that was rendered. `node` counts the root (0) and the sections, outer before inner, as the spec lists them.
+
+    `key` is the row's key text and `version` its version; of aggregates `key` is the join value whose rows were counted
+    (None: there was none), and `version` is empty.
+    """
+
+    node: int
+    key: str | None
+    version: str = ""
+    commit_time_us: int = 0
+
+
 class Meta(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """The header beside the counter. `hash` is of the body, hex; `sources` by source name."""
+    """The header beside the counter. `hash` is of the body, hex; `sources` by source name. `tenant` is whose bundle
+    this is, where the spec names a column for that (schemas.keys.tenant_text).
+
+    Where the spec names a tokenizer, `tokens` are those of the body by section, without those of sections in it: ""
+    is the unit's own part, a linked section's name alone counts where it is referred to. Where the spec keeps lineage,
+    `rows` are those of the body, in the order in which they were rendered.
+    """
 
     hash: str
     spec_version: int
     sources: dict[str, SourceState] = {}
     fragments: list[FragmentReference] = []
+    tenant: str | None = None
+    tokens: dict[str, int] = {}
+    rows: list[RowReference] = []
 
 
 class Stored(msgspec.Struct, frozen=True, gc=False):

@@ -118,11 +118,83 @@ class Section(Part):
 
 
 class Text(Part):
-    """What is embedded and what a model reads: a sandboxed Jinja template over the bundle, and a token budget."""
+    """What is embedded and what a model reads: a sandboxed Jinja template over the bundle, and a token budget.
+
+    `tokenizer` counts the tokens of every section when a bundle is written: `words` (words and signs), the path of a
+    tokenizer.json, or a model's name or directory as `embedding` finds it. Without one, words and signs are counted
+    when somebody asks.
+    """
 
     template: str
+    tokenizer: str | None = Field(default=None, min_length=1, max_length=500)
     token_budget: int | None = Field(default=None, ge=1)
     priorities: list[str] = Field(default_factory=list, description="sections, most important first")
+
+
+class Chunks(Part):
+    """How long texts are cut into pieces with a vector each: at whole lines, sentences or words, whichever fits first.
+
+    Counted in tokens of the engine's own tokenizer; `overlap_tokens` of the piece before begin the next one.
+    """
+
+    tokens_max: int = Field(default=200, ge=8, le=8192)
+    overlap_tokens: int = Field(default=20, ge=0, le=1024)
+    chunks_max: int = Field(default=64, ge=1, le=1000, description="what is behind the last one is not embedded")
+
+    @model_validator(mode="after")
+    def _moves_on(self) -> Chunks:
+        if self.overlap_tokens > self.tokens_max // 2:
+            raise ValueError("overlap_tokens may be half of tokens_max at most")
+        return self
+
+
+class Gate(Part):
+    """What a new embedding space must show before it takes the serving one's place.
+
+    `evaluation` names a file of labelled queries, one JSON object per line, relative to the spec's file:
+    `{"query": "…", "relevant": {"KEY": 3, "KEY": 1}}` or `{"query": "…", "relevant": ["KEY"]}`.
+    """
+
+    evaluation: str | None = None
+    k: int = Field(default=10, ge=1, le=100)
+    loss_max: float = Field(default=0.01, ge=0, le=1, description="of nDCG@k and recall@k against the serving space")
+    index_recall_min: float = Field(default=0.95, ge=0, le=1, description="recall@k of the index against exact search")
+    query_p99_ms_max: float | None = Field(default=None, gt=0, description="embedding a query and searching")
+
+
+class Embedding(Part):
+    """The embedding space of a context: a change here starts a new space beside the serving one.
+
+    `model` is a name that the engine knows or the path of a directory; `template` defaults to the template of `text`.
+    `filters` are fields of the bundle, with dots for fields of sections, by which a search may be narrowed.
+    """
+
+    engine: Literal["sentence-transformers", "onnx", "openai", "hash"]
+    model: str = Field(default="", max_length=500)
+    revision: str | None = Field(default=None, max_length=200)
+    precision: Literal["fp32", "int8"] = "fp32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    dimension: int | None = Field(default=None, ge=1, le=8192, description="hash and openai; others know their own")
+    endpoint: Name | None = Field(default=None, description="openai: an endpoint of the configuration's `embedding`")
+    query_prefix: str = Field(default="", max_length=1000)
+    document_prefix: str = Field(default="", max_length=1000)
+    template: str | None = None
+    chunks: Chunks = Field(default_factory=Chunks)
+    filters: list[str] = Field(default_factory=list, max_length=32)
+    promotion: Literal["automatic", "manual"] = "automatic"
+    gate: Gate = Field(default_factory=Gate)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Embedding:
+        if self.engine == "hash":
+            wrong = "hash has no model; take 'model' out" if self.model else None
+        else:
+            wrong = None if self.model else f"{self.engine} needs 'model', a name or the path of a directory"
+        if wrong is None and self.engine == "openai" and self.endpoint is None:
+            wrong = "openai needs 'endpoint', the name of one under 'embedding: endpoints:' in the configuration"
+        if wrong is not None:
+            raise ValueError(wrong)
+        return self
 
 
 class Serving(Part):
@@ -132,6 +204,14 @@ class Serving(Part):
     budget_ms: int = Field(default=20, ge=1, le=60000)
     time_to_live_s: int | None = Field(default=None, ge=1, le=315_360_000, description="at most ten years")
     default: dict[str, Any] | None = Field(default=None, description="the deterministic fallback bundle")
+
+
+class History(Part):
+    """Former bundles are kept for `retention_s` after something newer took their place, so that the id of an answer
+    leads back to its bytes. `lineage`: a bundle also names the rows that it was made from."""
+
+    retention_s: int = Field(ge=1, le=31_536_000, description="at most a year")
+    lineage: bool = False
 
 
 class ContextSpec(Part):
@@ -145,8 +225,28 @@ class ContextSpec(Part):
     fields: list[FieldSpec] = Field(min_length=1)
     sections: dict[Name, Section] = Field(default_factory=dict)
     text: Text | None = None
+    embedding: Embedding | None = None
     serving: Serving = Field(default_factory=Serving)
+    history: History | None = None
     tenant: Column | None = Field(default=None, description="column of the root entity that names the tenant")
+
+    @model_validator(mode="after")
+    def _something_to_embed(self) -> ContextSpec:
+        if self.embedding is not None and self.embedding.template is None and self.text is None:
+            raise ValueError("'embedding' needs a text: give 'text: {template: …}', or a template of its own")
+        return self
+
+    @property
+    def names_rows(self) -> bool:
+        """Whether bundles name the rows that they were made from."""
+        return self.history is not None and self.history.lineage
+
+    @property
+    def embedded_template(self) -> str | None:
+        """The template of what is embedded; None without an embedding."""
+        if self.embedding is None:
+            return None
+        return self.embedding.template or (self.text.template if self.text is not None else None)
 
 
 Section.model_rebuild()

@@ -43,6 +43,7 @@ class _Checker:
             yield from self._section(("sections", name), section, spec.root, 1, inside_link=False)
         yield from _default(("serving", "default"), spec.serving.default)
         yield from _text(spec)
+        yield from _embedding(spec)
 
     def _types(self, entity_name: str) -> Mapping[str, str]:
         entity = self.spec.entities.get(entity_name)
@@ -204,15 +205,36 @@ def _aggregate(at: Location, aggregate: Aggregate, section: Section, types: Mapp
 def _text(spec: ContextSpec) -> Iterator[Mistake]:
     if spec.text is None:
         return
+    yield from _template(("text", "template"), spec.text.template, spec)
+    paths = set(_paths(spec.sections, ""))
+    for i, path in enumerate(spec.text.priorities):
+        if path not in paths:
+            yield Mistake(("text", "priorities", i), f"there is no section {path!r}{suggestion(path, paths)}")
+    yield from _twice(("text", "priorities"), spec.text.priorities, "section")
+
+
+def _embedding(spec: ContextSpec) -> Iterator[Mistake]:
+    if spec.embedding is None:
+        return
+    if spec.embedding.template is not None:
+        yield from _template(("embedding", "template"), spec.embedding.template, spec)
+    paths = {*_value_paths(spec.fields, spec.sections, "")}
+    for i, path in enumerate(spec.embedding.filters):
+        if path not in paths:
+            yield Mistake(("embedding", "filters", i), f"the bundle has no field {path!r}{suggestion(path, paths)}")
+    yield from _twice(("embedding", "filters"), spec.embedding.filters, "field")
+
+
+def _template(at: Location, template: str, spec: ContextSpec) -> Iterator[Mistake]:
     from jinja2 import TemplateError, TemplateSyntaxError, meta  # 50 ms of import that few specs need
     from jinja2.sandbox import SandboxedEnvironment
 
-    at, environment = ("text", "template"), SandboxedEnvironment()
+    environment = SandboxedEnvironment()
     del environment.globals["lipsum"], environment.filters["random"]  # the same bundle gives the same text
     names = {*spec.sections, *(given.name for given in spec.fields)}
     try:
-        environment.from_string(spec.text.template)
-        tree = environment.parse(spec.text.template)
+        environment.from_string(template)
+        tree = environment.parse(template)
         used = meta.find_undeclared_variables(tree)
     except TemplateSyntaxError as error:
         yield Mistake((*at, LINE, error.lineno), f"not a Jinja template: {error.message}")
@@ -223,11 +245,14 @@ def _text(spec: ContextSpec) -> Iterator[Mistake]:
             yield Mistake(at, "a template stands alone here: there is nothing to include, import or extend")
         for name in sorted(used - names - set(environment.globals)):
             yield Mistake(at, f"the bundle has no {name!r}{suggestion(name, names)}")
-    paths = set(_paths(spec.sections, ""))
-    for i, path in enumerate(spec.text.priorities):
-        if path not in paths:
-            yield Mistake(("text", "priorities", i), f"there is no section {path!r}{suggestion(path, paths)}")
-    yield from _twice(("text", "priorities"), spec.text.priorities, "section")
+
+
+def _value_paths(fields: Iterable[FieldSpec], sections: Mapping[str, Section], prefix: str) -> Iterator[str]:
+    """Every value of a bundle, with dots: `name`, `airline.name`, `carriers.flights`."""
+    yield from (prefix + field.name for field in fields)
+    for name, section in sections.items():
+        yield from (f"{prefix}{name}.{value}" for value in (*section.group_by, *section.aggregates))
+        yield from _value_paths(section.fields, section.sections, f"{prefix}{name}.")
 
 
 def _paths(sections: Mapping[str, Section], prefix: str) -> Iterator[str]:

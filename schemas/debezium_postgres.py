@@ -186,6 +186,7 @@ def _event(
         unavailable=unavailable,
         position=source.sequence or "",
         message=message,
+        cluster=source.system,
     )
 
 

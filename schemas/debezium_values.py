@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import ipaddress
 import re
 import uuid
 from collections.abc import Callable
@@ -268,6 +269,18 @@ def plain(value: Any) -> Any:
     return value
 
 
+def whole(text: str) -> int | str:
+    """A varint, which Debezium's connector for Cassandra writes as text: a number where 64 bits hold it."""
+    number = int(text)
+    return number if -(1 << 63) <= number < 1 << 63 else str(number)
+
+
+def inet(value: Any) -> str:
+    """Debezium's connector for Cassandra writes an address as Java shows it, `/fe80:0:0:0:0:0:0:1`; others as text."""
+    text = _str(value)
+    return str(ipaddress.ip_address(text[1:])) if text.startswith("/") else text
+
+
 def array_of(element: Converter) -> Converter:
     def convert(value: Any) -> list[Any]:
         if value.__class__ is not list:
@@ -309,6 +322,8 @@ _BY_DECLARED_TYPE: dict[str, Converter] = {
     "timestamptz_ms": timestamp(1_000, "Z"),
     "timestamptz_us": timestamp(1_000_000, "Z"),
     "interval_us": interval(1_000_000),
+    "inet": lambda value: inet(value),
+    "integer": lambda value: whole(value) if value.__class__ is str else value,
 }
 
 

@@ -57,6 +57,8 @@ class ChangeEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     new_key: Row | None = None
     position: str = ""
     message: tuple[str, bytes] | None = None
+    cluster: str = ""
+    """Which server of the source this comes from, where the record says so: heartbeats do."""
     mutation: Mutation | None = None
     """Of wide-column tables, instead of `row`: what was written, not what the row is. In the key of a partition's or
     a range's deletion the clustering columns are None."""

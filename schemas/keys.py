@@ -32,6 +32,11 @@ def split_key_text(text: str) -> list[str]:
     return [part.replace("%7C", "|").replace("%25", "%") for part in text.split("|")]
 
 
+def tenant_text(value: Any) -> str | None:
+    """A value of the column that names the tenant → as credentials name it: text as it is, 7 as "7"; None for null."""
+    return value if value is None or value.__class__ is str else key_part(value)
+
+
 def plain_decimal(value: Any) -> Any:
     """Decimal text without the zeros that end its fraction, so that what SQL calls equal is spelt the same: 1.00 is 1.
     For columns that hold decimals; the rest stays as it is, also text that only looks like a number (007)."""

@@ -38,3 +38,23 @@ def dirty_topic(context: str, version: int) -> str:
 def consumer_group(context: str, version: int) -> str:
     """One group per context version, so that a new version reads everything again beside the serving one."""
     return _INVALID.sub("_", f"ctxpipe.{context}.v{version}")
+
+
+def request_topic(context: str, version: int) -> str:
+    """Keys of bundles that were written, for every embedding space of the version; compacted, keyed by bundle."""
+    return _INVALID.sub("_", f"ctxpipe.{context}.v{version}.texts-wanted")
+
+
+def text_topic(context: str, version: int, space: str) -> str:
+    """Texts to embed, and to search lexically; compacted, keyed by bundle."""
+    return _INVALID.sub("_", f"ctxpipe.{context}.v{version}.texts.{space}")
+
+
+def vector_topic(context: str, version: int, space: str) -> str:
+    """The truth about a space's vectors; compacted, keyed by bundle."""
+    return _INVALID.sub("_", f"ctxpipe.{context}.v{version}.vectors.{space}")
+
+
+def space_group(context: str, version: int, space: str) -> str:
+    """One group per space, so that a new one reads everything again beside the serving one."""
+    return _INVALID.sub("_", f"ctxpipe.{context}.v{version}.space.{space}")

@@ -14,7 +14,7 @@ TYPE_NAMES = (
     "decimal", "numeric", "integer", "float", "number", "text", "boolean", "bytes", "bits", "json", "hstore", "uuid",
     "date", "date_ms", "time_ms", "time_us", "time_ns",
     "timestamp", "timestamp_ms", "timestamp_us", "timestamp_ns",
-    "timestamptz", "timestamptz_ms", "timestamptz_us", "interval_us", "point", "frozen",
+    "timestamptz", "timestamptz_ms", "timestamptz_us", "interval_us", "point", "frozen", "inet",
 )  # fmt: skip
 """Also `decimal(precision,scale)` and `bits(length)`; `timestamp` is `timestamp_us`; `type[]` is an array."""
 

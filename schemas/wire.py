@@ -36,6 +36,8 @@ class Source(msgspec.Struct, gc=False):
     keyspace_name: str = ""
     """As Scylla's own connector names it."""
     table_name: str = ""
+    system: str = ""
+    """Of our own connector for Postgres, in heartbeats: the server's system identifier."""
 
 
 class Message(msgspec.Struct, gc=False):

@@ -202,7 +202,9 @@ def mistakes_of(
 def known_keys(model: type[BaseModel], location: Location, extra_keys: Mapping[str, Iterable[str]]) -> list[str]:
     """The keys that the model at `location` has."""
     at = _model_at(model, location)
-    return [] if at is None else [*at.model_fields, *extra_keys.get(at.__name__, ())]
+    if at is None:
+        return []
+    return [*(field.alias or name for name, field in at.model_fields.items()), *extra_keys.get(at.__name__, ())]
 
 
 def _model_name(model: type[BaseModel], location: Location) -> str:

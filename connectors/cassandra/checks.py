@@ -9,6 +9,7 @@ from connectors.cassandra import node as nodes
 from connectors.cassandra import segments
 from connectors.cassandra.companion import lost_segments, no_cdc, node_files
 from connectors.cassandra.config import INSTALL, CassandraConfig, SidecarConfig
+from connectors.cassandra.heartbeat_table import heartbeat_findings
 from connectors.cassandra.jar import ARTIFACTS, java_program
 from connectors.cql.schema import TableSchema, full_name, read_table
 from connectors.cql.session import CqlSession, connect
@@ -30,12 +31,14 @@ async def check_cassandra(config: CassandraConfig) -> list[Finding]:
             table = await read_table(session, config.keyspace, name)
             if table is None:
                 said = await nodes.missing(session, config.keyspace, name)
-                findings.append(Finding("unfit", config.qualified(name), said))
+                mend = f"Mend tables in sources.{config.name}, or create the table."
+                findings.append(Finding("unfit", config.qualified(name), said, mend))
             else:
                 findings += table_findings(table, name in captured, node, config)
                 findings += await _readable(session, table)
         if config.sidecar is not None:
             findings += await _others(session, config, captured)
+            findings += await heartbeat_findings(session, config)
             findings += await asyncio.to_thread(sidecar_findings, config, config.sidecar, node)
         else:
             findings.append(Finding("note", "sidecar", "none is configured: only the snapshot is read by ctxpipe"))
@@ -142,7 +145,7 @@ async def _others(session: CqlSession, config: CassandraConfig, captured: list[s
     if found:
         message = nodes.UNPARSABLE.format(names=", ".join(found), keyspace=config.keyspace)
         findings.append(Finding("unfit", f"keyspace {config.keyspace}", message))
-    others = [name for name in captured if name not in config.table_names]
+    others = [name for name in captured if name not in (*config.table_names, config.heartbeat_name)]
     for name in others:
         table = await read_table(session, config.keyspace, name)
         if table is not None and nodes.breaking_columns(table):

@@ -6,7 +6,7 @@ import asyncio
 import fcntl
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -14,15 +14,27 @@ import yaml
 
 from connectors.cassandra import segments
 from connectors.cassandra.config import INSTALL, CassandraConfig, SidecarConfig
-from connectors.cassandra.jar import java_program, sidecar_jar
+from connectors.cassandra.deliveries import Deliveries
+from connectors.cassandra.jar import java_program, require_telling, sidecar_jar
 from connectors.cassandra.node import Node
-from connectors.cassandra.properties import LOGGING, Setup, command, driver_text, properties, properties_text
+from connectors.cassandra.properties import (
+    Setup,
+    command,
+    driver_text,
+    logging_text,
+    properties,
+    properties_text,
+)
 from connectors.cassandra.sidecar import Launch, Sidecar
 from connectors.source import Finding, LagReport
 from pipeline.core.clock import Clock
 from pipeline.core.errors import EnvironmentProblem, PositionLost, Retryable
 
 log = logging.getLogger(__name__)
+
+NO_SECURITY: Mapping[str, str] = {}
+KEPT_TOLD = 8
+"""So many segments that were read and may not be deleted are told."""
 
 LOST = (
     "{count} segment(s) of the change log were deleted unread ({names}): the node does that when cdc_raw is full and "
@@ -43,9 +55,11 @@ class Companion:
         self._told = "ok"
         self._abandoned: set[str] = set()
         self._read: tuple[int, set[str]] = (0, set())
+        self._kept_told = False
         self._reached: dict[str, int] = {}
         """How far the sidecar has read each segment; its offsets lag behind, and stand still when nothing follows."""
         self.files = node_files(settings)
+        self.deliveries = Deliveries()
         self.sidecar: Sidecar | None = None
         self.running: asyncio.Task[None] | None = None
 
@@ -53,17 +67,20 @@ class Companion:
     def log_file(self) -> Path:
         return self._directory / "sidecar.log"
 
-    async def start(self, node: Node, bootstrap_servers: str, anew: bool = False) -> None:
-        """`anew` forgets segments that were lost. Raises Retryable while another process of this source runs,
-        EnvironmentProblem for what is missing."""
+    async def start(
+        self, node: Node, bootstrap_servers: str, anew: bool = False, security: Mapping[str, str] = NO_SECURITY
+    ) -> None:
+        """`anew` forgets segments that were lost; `security` are properties of its producer. Raises Retryable while
+        another process of this source runs, EnvironmentProblem for what is missing."""
         if not self.files.cdc_enabled:
             raise EnvironmentProblem(no_cdc(self._settings))
         self._lock = _locked(self._directory)
         jar = Path(self._settings.jar)
         if self._settings.jar == INSTALL:
             jar = await asyncio.to_thread(sidecar_jar, node.major)
+        await asyncio.to_thread(require_telling, jar)
         java = await asyncio.to_thread(java_program, self._settings.java)
-        setup = self._setup(node, bootstrap_servers)
+        setup = self._setup(node, bootstrap_servers, security)
         self._write(setup)
         self._ledger = segments.Ledger(self._directory / "segments.json")
         if anew:
@@ -78,22 +95,26 @@ class Companion:
             health_interval_s=self._config.watch_interval_s,
             before=self._before_start,
             on_read=self._note_read,
-            tables=frozenset(map(self._config.qualified, self._config.table_names)),
+            tables=frozenset(map(self._config.qualified, self._sent_tables())),
+            deliveries=self.deliveries,
         )
         self.sidecar = Sidecar(launch, self._clock)
         self.running = asyncio.create_task(self.sidecar.run(), name="sidecar")
 
     def look(self) -> None:
-        """Looks at cdc_raw and at what was read. Raises PositionLost when segments vanished unread."""
+        """Looks at cdc_raw and at what was read. Raises PositionLost when segments vanished unread, Retryable when the
+        sidecar gave one up and did not say so."""
         assert self.sidecar is not None
-        picture = segments.look(self.files)
-        read = segments.relocated_names(self._setup_made.relocated)
-        lost = self._ledger.compare([one.name for one in picture.segments], read)
+        picture, read, lost = segments.compared(self._ledger, self.files, self._setup_made.relocated)
         if lost:
             raise PositionLost(LOST.format(count=len(lost), names=", ".join(lost[:3]), source=self._config.name))
         self._complete_abandoned(picture)
         self._delete_read(self.sidecar, read)
         self._tell(segments.fill_finding(picture, self.files, self._settings.cdc_raw_warn_ratio))
+
+    def oldest_segment(self) -> int | None:
+        """The number of the oldest one that is not read to its end. Blocks."""
+        return min((one.number for one in segments.look(self.files).segments), default=None)
 
     def lag(self) -> LagReport:
         picture = segments.look(self.files)
@@ -107,7 +128,11 @@ class Companion:
         if self._lock is not None:
             self._lock.close()
 
-    def _setup(self, node: Node, bootstrap_servers: str) -> Setup:
+    def _sent_tables(self) -> list[str]:
+        heartbeat = self._config.heartbeat_name
+        return [*self._config.table_names, *([heartbeat] if heartbeat else [])]
+
+    def _setup(self, node: Node, bootstrap_servers: str, security: Mapping[str, str]) -> Setup:
         config, settings = self._config, self._settings
         return Setup(
             source=config.name,
@@ -124,7 +149,7 @@ class Companion:
             bootstrap_servers=bootstrap_servers,
             http_port=settings.http_port or _free_port(),
             poll_interval_ms=settings.poll_interval_ms,
-            producer=settings.producer,
+            producer={**security, **settings.producer},
         )
 
     def _cassandra_yaml(self) -> Path:
@@ -140,7 +165,7 @@ class Companion:
     def _write(self, setup: Setup) -> None:
         for directory in (setup.offsets, setup.relocated / "archive", setup.relocated / "error"):
             directory.mkdir(parents=True, exist_ok=True)
-        setup.logging_file.write_text(LOGGING)
+        setup.logging_file.write_text(logging_text())
         _write_secret(setup.properties_file, properties_text(properties(setup)))
         _write_secret(setup.driver_file, driver_text(setup))
 
@@ -154,13 +179,30 @@ class Companion:
             log.info("the sidecar reads again: %s", ", ".join(back))
 
     def _delete_read(self, sidecar: Sidecar, read: Sequence[str]) -> None:
-        """What lay there at the last look already, in the same life: it says what goes wrong with a segment before it
-        moves it, and meanwhile that has been read."""
-        sure = sorted(set(read) & self._read[1]) if self._read[0] == sidecar.starts and sidecar.trouble is None else []
+        """What lay there at the last look already, in the same life, and Kafka has: it says what goes wrong with a
+        segment before it moves it, but moves it without waiting for Kafka, which may be away for hours."""
+        relocated, same_life = self._setup_made.relocated, self._read[0] == sidecar.starts
+        seen = set(read) & self._read[1] if same_life and sidecar.sound else set()
+        if given_up := seen & set(segments.given_up_names(relocated)):
+            raise Retryable(f"The sidecar gave up {', '.join(sorted(given_up))}; it is read again.")
+        sure = sorted(filter(self.deliveries.has_segment, seen))
         if sure:
             self._ledger.done(sure)
-            segments.delete(self._setup_made.relocated, sure)
+            segments.delete(relocated, sure)
+            self.deliveries.drop_segments(sure)
         self._read = (sidecar.starts, set(read))
+        self._tell_kept(len(read) - len(sure))
+
+    def _tell_kept(self, count: int) -> None:
+        is_many = count >= KEPT_TOLD
+        if is_many and not self._kept_told:
+            log.warning(
+                "%d segments of the change log that were read are kept in %s until Kafka has answered for all that was "
+                "in them; is Kafka up?",
+                count,
+                self._setup_made.relocated,
+            )
+        self._kept_told = is_many
 
     def _note_read(self, name: str) -> None:
         self._reached[name] = segments.synced(self.files, name)

@@ -32,7 +32,7 @@ class SidecarConfig(BaseModel):
     commitlog_directory: Path | None = None
     cdc_raw_directory: Path | None = None
     http_port: int = Field(default=0, ge=0, le=65535, description="of its health check; 0 takes a free one")
-    poll_interval_ms: int = Field(default=500, ge=50, le=60_000, description="how often it looks for synced changes")
+    poll_interval_ms: int = Field(default=100, ge=50, le=60_000, description="how often it looks for synced changes")
     cdc_raw_warn_ratio: float = Field(default=0.5, gt=0, lt=1, description="fill of cdc_raw that is told")
     deaths_max: int = Field(default=5, ge=1, le=100, description="deaths without a healthy minute that end connect")
     restart_delay_s: float = Field(default=1.0, gt=0, le=60)
@@ -66,6 +66,10 @@ class CassandraConfig(CqlServer, SourceConfig):
     rows_per_second: int = Field(default=20_000, ge=1, description="of the snapshot, over all its readers")
     retention_ms: int = Field(default=-1, ge=-1, description="of the topics; -1 keeps every change for ever")
     watch_interval_s: float = Field(default=2.0, gt=0, le=60, description="how often node and cdc_raw are looked at")
+    heartbeat_table: str = Field(
+        default="", description="a table of the keyspace that tells the age; empty: unknown age"
+    )
+    heartbeat_interval_s: float = Field(default=1.0, ge=0.1, le=60)
     sidecar: SidecarConfig | None = None
 
     @field_validator("tables")
@@ -87,6 +91,24 @@ class CassandraConfig(CqlServer, SourceConfig):
         if len(set(self.table_names)) != len(self.tables):
             raise ValueError("tables names one of them twice")
         return self
+
+    @model_validator(mode="after")
+    def _heartbeats_come_back(self) -> CassandraConfig:
+        if not self.heartbeat_table:
+            return self
+        parts = self.heartbeat_table.split(".")
+        if len(parts) > 2 or not all(map(_NAME.fullmatch, parts)) or parts[0] not in (parts[-1], self.keyspace):
+            raise ValueError(f"heartbeat_table: {self.heartbeat_table!r} is no name of a table of {self.keyspace}")
+        if self.heartbeat_name in self.table_names:
+            raise ValueError(f"heartbeat_table: {self.heartbeat_table} is captured; it needs a table of its own")
+        if self.sidecar is None:
+            raise ValueError("heartbeat_table: without sidecar no heartbeat comes back; leave it out")
+        return self
+
+    @property
+    def heartbeat_name(self) -> str:
+        """Without its keyspace; empty: there is none."""
+        return self.heartbeat_table.split(".")[-1]
 
     @property
     def table_names(self) -> list[str]:

@@ -8,8 +8,10 @@ import os
 import re
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
+from connectors.cassandra.deliveries import TOLD_BY
 from pipeline.core.errors import EnvironmentProblem
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,22 @@ def sidecar_jar(cassandra_major: int) -> Path:
     return target
 
 
+def require_telling(jar: Path) -> None:
+    """Raises EnvironmentProblem for a jar in which something tells nothing of what Kafka has: then nobody would know
+    when a segment may be deleted."""
+    try:
+        with zipfile.ZipFile(jar) as opened:
+            classes = {name: opened.read(f"{name.replace('.', '/')}.class") for name in TOLD_BY}
+    except (OSError, zipfile.BadZipFile, KeyError) as error:
+        raise EnvironmentProblem(f"{jar} is no jar of the sidecar: {_reason(error)}. {_MEND}") from error
+    silent = [name for name, words in TOLD_BY.items() if words not in classes[name]]
+    if silent:
+        raise EnvironmentProblem(
+            f"{jar} has another version of {', '.join(silent)}, which does not log what Kafka has: then ctxpipe can't "
+            f"know when a segment of the change log may be deleted. {_MEND}"
+        )
+
+
 def java_program(chosen: str = "") -> str:
     """A Java 17: Cassandra's own code, which reads the commit log, runs on nothing newer. Raises EnvironmentProblem."""
     candidates = [Path(chosen)] if chosen else _javas()
@@ -55,6 +73,13 @@ def java_program(chosen: str = "") -> str:
         f"{what}; the sidecar needs one. Install it (apt-get install openjdk-{JAVA_MAJOR}-jre-headless), or write its "
         "path to sidecar.java."
     )
+
+
+_MEND = f"Mend sidecar.jar: leave it out, or fetch one of {' and '.join(ARTIFACTS.values())} and write its path there."
+
+
+def _reason(error: Exception) -> str:
+    return str(error.args[0]) if isinstance(error, KeyError) else str(error)
 
 
 def _fetch(artifact: str, target: Path) -> None:

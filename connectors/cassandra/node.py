@@ -17,6 +17,7 @@ UNPARSABLE = (
     "The driver inside Debezium's connector does not know vectors, and at one of them forgets every table of the "
     "keyspace {keyspace}: {names}. Keep tables with vectors in a keyspace of their own."
 )
+SEVERAL = "The cluster has {count} nodes, each with a log of its own; heartbeats speak only for a cluster of one node."
 _VECTOR = "vector<"
 PARTITIONER = "org.apache.cassandra.dht.Murmur3Partitioner"
 ELEMENT_TIMES_MAJOR = 5
@@ -86,7 +87,11 @@ async def missing(session: CqlSession, keyspace: str, table: str) -> str:
 
 
 def enable_cdc(keyspace: str, table: str) -> str:
-    return f"ALTER TABLE {full_name(keyspace, table)} WITH cdc = true;"
+    """Statements. Cassandra goes on with statements that applications prepared before as if there were no change log,
+    and says nothing, until a column comes or goes."""
+    name = full_name(keyspace, table)
+    spare = f"ALTER TABLE {name} ADD {_SPARE} int; ALTER TABLE {name} DROP {_SPARE};"
+    return f"ALTER TABLE {name} WITH cdc = true; {spare}"
 
 
 def breaking_columns(table: TableSchema) -> list[str]:
@@ -176,6 +181,7 @@ def _holds_blob(kind: CqlType) -> bool:
     return kind.name == "blob" or any(map(_holds_blob, kind.parameters))
 
 
+_SPARE = "ctxpipe_spare"
 _COLLECTIONS = ("list", "set", "map")
 _PLAIN = ("text", "ascii", "boolean", "tinyint", "smallint", "int", "bigint", "float", "double")
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from connectors.cassandra.deliveries import LOGGERS
+from connectors.cassandra.jvm import FLAGS
 from connectors.publisher import RECORD_OVERHEAD_BYTES
 from schemas.wire import SIZE_MAX
 
@@ -20,36 +22,10 @@ MAIN_CLASS = "io.debezium.connector.cassandra.CassandraConnectorTask"
 REQUEST_BYTES_MAX = 4 * SIZE_MAX + RECORD_OVERHEAD_BYTES
 """A mutation has half a commit-log segment at most, but its JSON may be larger; what a topic refuses is told."""
 
-_EXPORTS = (
-    "java.base/jdk.internal.misc",
-    "java.management.rmi/com.sun.jmx.remote.internal.rmi",
-    "java.rmi/sun.rmi.registry",
-    "java.rmi/sun.rmi.server",
-    "java.sql/java.sql",
-    "java.base/java.lang.ref",
-    "jdk.unsupported/sun.misc",
-)
-_OPENS = (
-    "java.base/java.lang.module",
-    "java.base/jdk.internal.loader",
-    "java.base/jdk.internal.ref",
-    "java.base/jdk.internal.reflect",
-    "java.base/jdk.internal.math",
-    "java.base/jdk.internal.module",
-    "java.base/jdk.internal.util.jar",
-    "jdk.management/com.sun.management.internal",
-    "java.base/sun.nio.ch",
-    "java.base/java.io",
-    "java.base/java.lang",
-    "java.base/java.lang.reflect",
-    "java.base/java.util",
-    "java.base/java.nio",
-    "java.base/java.util.concurrent",
-    "java.base/java.util.concurrent.atomic",
-)
-"""What Cassandra's code needs of Java 17, as Cassandra's own start script opens it."""
+QUEUE_INTERVAL_MS = 20
+"""How long it gathers changes before it sends them, even one alone."""
 
-LOGGING = """\
+_LOGGING = """\
 <configuration>
   <appender name="STDOUT" class="ch.qos.logback.core.ConsoleAppender">
     <encoder><pattern>%d{ISO8601} %-5level %logger{0} %msg%n</pattern></encoder>
@@ -57,7 +33,7 @@ LOGGING = """\
   <logger name="org.apache.kafka" level="WARN"/>
   <logger name="org.eclipse.jetty" level="WARN"/>
   <logger name="com.datastax.oss" level="WARN"/>
-  <root level="INFO"><appender-ref ref="STDOUT"/></root>
+{told}  <root level="INFO"><appender-ref ref="STDOUT"/></root>
 </configuration>
 """
 
@@ -119,6 +95,8 @@ def properties(setup: Setup) -> dict[str, str]:
         "commit.log.real.time.processing.enabled": "true",
         "commit.log.marked.complete.poll.interval.ms": poll,
         "cdc.dir.poll.interval.ms": poll,
+        "poll.interval.ms": str(QUEUE_INTERVAL_MS),
+        "num.of.change.event.queues": "1",  # with one, it sends in the order of the log: see heartbeat.py
         "offset.backing.store.dir": str(setup.offsets),
         "offset.flush.interval.ms": "1000",
         "http.port": str(setup.http_port),
@@ -148,6 +126,11 @@ def properties_text(settings: Mapping[str, str]) -> str:
     return "".join(f"{key}={_escaped(value)}\n" for key, value in settings.items())
 
 
+def logging_text() -> str:
+    """Of its log, which also tells what deliveries.py counts."""
+    return _LOGGING.replace("{told}", "".join(f'  <logger name="{name}" level="TRACE"/>\n' for name in LOGGERS))
+
+
 def driver_text(setup: Setup) -> str:
     """Of its own driver, HOCON; JSON is a part of that."""
     # only this keyspace: what it does not know of others it does not send, and can't stumble over
@@ -164,9 +147,7 @@ def driver_text(setup: Setup) -> str:
 
 
 def command(setup: Setup, java: str, jar: Path, heap_mib: int) -> list[str]:
-    words = [java, f"-Xmx{heap_mib}m", "-XX:+ExitOnOutOfMemoryError", "-Djdk.attach.allowAttachSelf=true"]
-    words += [f"--add-exports={package}=ALL-UNNAMED" for package in _EXPORTS]
-    words += [f"--add-opens={package}=ALL-UNNAMED" for package in _OPENS]
+    words = [java, f"-Xmx{heap_mib}m", "-XX:+ExitOnOutOfMemoryError", *FLAGS]
     words += [f"-Dlogback.configurationFile={setup.logging_file}", f"-Dcassandra.storagedir={setup.directory}"]
     return [*words, "-cp", str(jar), MAIN_CLASS, str(setup.properties_file)]
 

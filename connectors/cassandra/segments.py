@@ -1,9 +1,9 @@
 """The node's change log on disk: which segments wait in cdc_raw, how full it is, what becomes of those that are read.
 
-Debezium's own clean-up deletes a segment also when it gave it up halfway, and moves its offset on past a record that
-Kafka has not answered for. So ctxpipe does that work: the sidecar only moves segments aside, here they are deleted when
-its log says that all went well, and brought back when it died. It is started without offsets and reads again what is
-still there; repetition is harmless, because writes merge by their timestamps.
+Debezium's own clean-up deletes a segment also when it gave it up halfway or Kafka has not answered for what was in it,
+and its offset moves on past such records. So ctxpipe does that work: the sidecar only moves segments aside, here they
+are deleted when its log says that all went well and Kafka has it, and brought back when it died. It is started without
+offsets and reads again what is still there; repetition is harmless, because writes merge by their timestamps.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ MIB = 1 << 20
 TOTAL_MIB_DEFAULT = 4096
 VOLUME_PART_DEFAULT = 8
 SEGMENT_BYTES = 32 * MIB
+LOOKS = 3
 _INDEX = "_cdc.idx"
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": 1 << 30}
 _SIZE = re.compile(r"\s*(\d+)\s*(B|KiB|MiB|GiB)\s*")
@@ -52,7 +53,7 @@ class Segment(msgspec.Struct, frozen=True):
     @property
     def number(self) -> int:
         """Grows with time."""
-        return int(self.name.rsplit("-", 1)[1])
+        return number_of(self.name)
 
 
 class Picture(msgspec.Struct, frozen=True):
@@ -177,9 +178,25 @@ class Ledger:
             ) from error
 
 
+def compared(ledger: Ledger, files: NodeFiles, directory: Path) -> tuple[Picture, list[str], list[str]]:
+    """(cdc_raw, what was moved aside, what is lost). Looks again before something counts as lost: what is brought back
+    at that moment, when the sidecar is started, goes from the place that is looked at second to the first."""
+    for _look in range(LOOKS):
+        picture, moved = look(files), relocated_names(directory)
+        lost = ledger.compare([one.name for one in picture.segments], moved)
+        if not lost:
+            break
+    return picture, moved, lost
+
+
 def relocated_names(directory: Path) -> list[str]:
     """Segments that the sidecar has moved aside."""
     return sorted({_name(path) for path in _relocated(directory)})
+
+
+def given_up_names(directory: Path) -> list[str]:
+    """Those among them of which it could not read or send something."""
+    return sorted({_name(path) for path in _listed(directory / "error")})
 
 
 def bring_back(directory: Path, files: NodeFiles) -> list[str]:
@@ -212,6 +229,11 @@ def _segment(index: Path, commitlog: Path) -> Segment | None:
     synced = int(lines[0]) if lines and lines[0].isdecimal() else 0
     completed = len(lines) > 1 and lines[1] == "COMPLETED"
     return Segment(name, synced, completed, not completed and not (commitlog / f"{name}.log").exists())
+
+
+def number_of(name: str) -> int:
+    """Of a segment's name, without its ending."""
+    return int(name.rsplit("-", 1)[1])
 
 
 def _name(path: Path) -> str:

@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from connectors.cassandra.deliveries import Deliveries
 from pipeline.core.clock import Clock
 from pipeline.core.errors import EnvironmentProblem
 
@@ -61,6 +62,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """Called with a segment each time that it has been read to its present end."""
     tables: frozenset[str] = frozenset()
     """Which it must know before it begins: it passes over changes of tables that it does not know."""
+    deliveries: Deliveries = msgspec.field(default_factory=Deliveries)
+    """Notes what its producer says."""
 
 
 class Sidecar:
@@ -86,6 +89,12 @@ class Sidecar:
     def trouble(self) -> str | None:
         """What it said that makes its present work doubtful: what it has moved aside must not be deleted."""
         return self._trouble
+
+    @property
+    def sound(self) -> bool:
+        """It runs, and nothing that it said or that is wanted of it makes its present work doubtful."""
+        alive = self._process is not None and self._process.returncode is None
+        return alive and self._trouble is None and not self._wanted
 
     def restart(self, reason: str) -> None:
         """Ends it; `run` starts it again at once, and that is no death."""
@@ -117,6 +126,7 @@ class Sidecar:
         self._trouble = None
         self._troubled.clear()
         self._tail.clear()
+        self._launch.deliveries.forget()
         self.starts += 1
         process = self._process = await _start(self._launch.command)
         assert process.stdout is not None
@@ -144,16 +154,16 @@ class Sidecar:
 
     async def _read(self, stream: asyncio.StreamReader) -> None:
         kept, unknown = _LogFile(self._launch.log_file), set(self._launch.tables)
+        deliveries = self._launch.deliveries
         try:
             while True:
-                try:
-                    line = await stream.readline()
-                except ValueError:
-                    continue  # a line beyond the reader's limit
+                line = await _line(stream)
                 if not line:
                     return
-                kept.write(line)
                 text = line.decode(errors="replace").rstrip()
+                if deliveries.note(text):
+                    continue
+                kept.write(line)
                 self._tail.append(text)
                 if read := _READ.search(text):
                     self._launch.on_read(read[1])
@@ -198,6 +208,17 @@ class Sidecar:
             f"The sidecar that reads Cassandra's commit log died {deaths} times: {cause}. What it has not sent stays "
             f"in cdc_raw. Its log {self._launch.log_file} ends with:\n{lines or '  | (nothing)'}"
         )
+
+
+async def _line(stream: asyncio.StreamReader) -> bytes:
+    """The next line of its log, b"" at the end; of one beyond the reader's limit a piece: what it could not send it
+    shows with its values, after the words that count."""
+    try:
+        return await stream.readuntil(b"\n")
+    except asyncio.IncompleteReadError as ended:
+        return ended.partial
+    except asyncio.LimitOverrunError as long:
+        return await stream.readexactly(long.consumed)
 
 
 async def health(port: int) -> bool | None:

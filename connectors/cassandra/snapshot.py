@@ -17,6 +17,7 @@ from connectors.cassandra import ring
 from connectors.cassandra.rows import Bytes, RowReader
 from connectors.cassandra.throttle import Throttle
 from connectors.cql.session import CqlSession
+from connectors.feeding import next_of
 from connectors.set_aside import SetAside, letter_record
 from connectors.source import ShowProgress, SourceRecord
 from pipeline.core.clock import Clock
@@ -86,27 +87,13 @@ class RingSnapshot:
         ]
         try:
             while unfinished:
-                part = await self._next_part(readers)
+                part = await next_of(self._parts, readers)
                 unfinished -= part.finished is not None
                 yield part
         finally:
             for task in readers:
                 task.cancel()
             await asyncio.gather(*readers, return_exceptions=True)
-
-    async def _next_part(self, readers: Sequence[asyncio.Task[None]]) -> Part:
-        getting = asyncio.ensure_future(self._parts.get())
-        try:
-            while not getting.done():
-                running = [task for task in readers if not task.done()]
-                await asyncio.wait([getting, *running], return_when=asyncio.FIRST_COMPLETED)
-                for task in readers:
-                    if task.done():
-                        task.result()
-        finally:
-            if not getting.done():
-                getting.cancel()
-        return getting.result()
 
     async def _reader(self, work: asyncio.Queue[_Work]) -> None:
         while not work.empty():

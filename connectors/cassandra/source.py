@@ -19,6 +19,7 @@ from connectors.cassandra import node as nodes
 from connectors.cassandra import ring
 from connectors.cassandra.companion import Companion
 from connectors.cassandra.config import CassandraConfig
+from connectors.cassandra.heartbeat import Heartbeat
 from connectors.cassandra.rows import RowReader
 from connectors.cassandra.snapshot import Reading, RingSnapshot
 from connectors.cassandra.throttle import Throttle
@@ -51,6 +52,7 @@ class CassandraSource:
         self._left: dict[str, set[int]] = {}
         self._shared: Position | None = None
         self._companion: Companion | None = None
+        self._heartbeat: Heartbeat | None = None
         self._watch: Watch | None = None
         self._requests = SnapshotRequests(config.data_directory)
         self._background: list[asyncio.Task[None]] = []
@@ -72,14 +74,8 @@ class CassandraSource:
         if config.snapshot == "never" and position is not None and position.get("snapshot") == "initial":
             self._shared = position
         if config.sidecar is not None:
-            if self._kafka is None:
-                raise Fatal("The sidecar was not told where Kafka is.")
-            self._companion = companion = Companion(config, config.sidecar, self._clock)
-            self._watch = Watch(config, session, self._kafka, companion, self._clock)
-            await self._watch.prepare()
-            await companion.start(node, self._kafka.bootstrap_servers, anew=_is_reset(position))
-            assert companion.running is not None
-            self._background = [companion.running, asyncio.create_task(self._watch.run(), name="cassandra-watch")]
+            self._companion = Companion(config, config.sidecar, self._clock)
+            await self._start(self._companion, session, node, anew=_is_reset(position))
         self._batches = self._all_batches()
 
     async def read(self) -> Batch:
@@ -105,6 +101,8 @@ class CassandraSource:
         if self._batches is not None:
             with suppress(RuntimeError):
                 await self._batches.aclose()  # type: ignore[attr-defined]
+        if self._heartbeat is not None:
+            await self._heartbeat.close()
         if self._companion is not None:
             await self._companion.close()
         if self._session is not None:
@@ -150,17 +148,47 @@ class CassandraSource:
 
     # the way of a source
 
+    async def _start(self, companion: Companion, session: CqlSession, node: nodes.Node, *, anew: bool) -> None:
+        """The sidecar, and what runs beside it."""
+        config, kafka, clock = self.config, self._kafka, self._clock
+        if kafka is None:
+            raise Fatal("The sidecar was not told where Kafka is.")
+        if config.heartbeat_table:
+            self._heartbeat = Heartbeat(config, session, kafka, companion, clock)
+            await self._heartbeat.open()
+        self._watch = Watch(config, session, kafka, companion, clock, self._heartbeat)
+        await self._watch.prepare()
+        await companion.start(node, kafka.bootstrap_servers, anew=anew, security=kafka.java)
+        assert companion.running is not None
+        self._background = [companion.running, asyncio.create_task(self._watch.run(), name="cassandra-watch")]
+        if self._heartbeat is not None:
+            self._background.append(asyncio.create_task(self._heartbeat.run(), name="cassandra-heartbeat"))
+
     async def _all_batches(self) -> AsyncIterator[Batch]:
         yield Batch([], self._position())
         while True:
             if any(self._left.values()):
                 async for batch in self._snapshot():
                     yield batch
-            for table in await self._requests.wait(self.config.table_names, self._clock, self.config.watch_interval_s):
+            async for batch in self._heartbeats():
+                yield batch
+            for table in self._requests.wanted(self.config.table_names):
                 log.info("%s is read again, as asked", self.config.qualified(table))
                 self._left[table] = set(range(self.config.snapshot_ranges))
             yield Batch([], self._position())
             self._requests.taken()
+
+    async def _heartbeats(self) -> AsyncIterator[Batch]:
+        """Until tables are to be read again. Never while rows of a snapshot, also of one that another process reads,
+        are still to come: nobody can say then what has been published."""
+        config = self.config
+        complete = self._shared is None or not self._shared.get("left")
+        pause_s = min(config.watch_interval_s, config.heartbeat_interval_s)
+        while not self._requests.wanted(config.table_names):
+            until_us, records = self._heartbeat.records() if self._heartbeat and complete else (0, [])
+            if records:
+                yield Batch(records, None, _size(records), until_us)
+            await self._clock.sleep(pause_s if self._heartbeat else config.watch_interval_s)
 
     async def _snapshot(self) -> AsyncIterator[Batch]:
         assert self._session is not None

@@ -10,6 +10,7 @@ from pathlib import Path
 from connectors.cassandra import node as nodes
 from connectors.cassandra.companion import Companion
 from connectors.cassandra.config import CassandraConfig
+from connectors.cassandra.heartbeat import Heartbeat
 from connectors.cql.errors import Undefined
 from connectors.cql.schema import fingerprint, read_table
 from connectors.cql.session import CqlSession
@@ -33,14 +34,10 @@ class SnapshotRequests:
         self._directory.mkdir(parents=True, exist_ok=True)
         (self._directory / table).touch()
 
-    async def wait(self, tables: Sequence[str], clock: Clock, interval_s: float) -> list[str]:
-        """Until there are some. They stay until `taken`, so that a process which is killed meanwhile finds them."""
-        while True:
-            self._seen = sorted(self._directory.glob("*")) if self._directory.is_dir() else []
-            wanted = [path.name for path in self._seen if path.name in tables]
-            if wanted:
-                return wanted
-            await clock.sleep(interval_s)
+    def wanted(self, tables: Sequence[str]) -> list[str]:
+        """Those that there are. They stay until `taken`, so that a process which is killed meanwhile finds them."""
+        self._seen = sorted(self._directory.glob("*")) if self._directory.is_dir() else []
+        return [path.name for path in self._seen if path.name in tables]
 
     def taken(self) -> None:
         for path in self._seen:
@@ -51,13 +48,20 @@ class Watch:
     """`prepare` once before the sidecar starts, then `run` beside it. Raises what ends the source."""
 
     def __init__(
-        self, config: CassandraConfig, session: CqlSession, kafka: KafkaSettings, companion: Companion, clock: Clock
+        self,
+        config: CassandraConfig,
+        session: CqlSession,
+        kafka: KafkaSettings,
+        companion: Companion,
+        clock: Clock,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         self._config = config
         self._session = session
         self._kafka = kafka
         self._companion = companion
         self._clock = clock
+        self._heartbeat = heartbeat
         self._schema: frozenset[tuple[str, ...]] = frozenset()
         self._foreign: set[str] = set()
         self._away = False
@@ -70,9 +74,12 @@ class Watch:
     async def run(self) -> None:
         while True:
             await self._clock.sleep(self._config.watch_interval_s)
+            began_s = self._clock.monotonic_s()
             await asyncio.to_thread(self._companion.look)
             try:
                 await self._look_at_schema()
+                if self._heartbeat is not None:
+                    await self._heartbeat.looked(began_s)
             except Undefined as error:
                 log.debug("a table is just being made or dropped: %s", error)  # the next look tells
             except Retryable as error:
@@ -114,7 +121,7 @@ class Watch:
                 raise Retryable(f"{self._config.qualified(name)} was made anew.")
 
     async def _look_at_others(self, captured: Sequence[str]) -> None:
-        new = set(captured) - set(self._config.table_names) - self._foreign
+        new = set(captured) - {*self._config.table_names, self._config.heartbeat_name} - self._foreign
         for name in sorted(new):
             table = await read_table(self._session, self._config.keyspace, name)
             if table is not None:

@@ -11,4 +11,7 @@ A connector's own test file gives the suite a harness (connectors/conformance/ha
                 yield harness
 
 Tests of abilities that neither harness nor source has are not collected; the end of the run says which ones.
+
+Where records don't pass through a source object (a process of its own beside the database, a deployment of others) take
+TopicsSuite (topics_suite.py) and a harness of the topics kind (topics_harness.py).
 """

@@ -21,7 +21,7 @@ from schemas.yaml_file import SECRET_KEY
 _URL_PASSWORD = re.compile(r"://[^/@\s:]*:([^/\s]+)@")
 
 
-class ConfigurationTests:
+class SectionTests:
     """A section is taken or refused as a whole, with every mistake named, and no secret is ever shown."""
 
     def test_a_good_section_is_taken(self, harness: Harness) -> None:
@@ -44,21 +44,28 @@ class ConfigurationTests:
     def test_an_unknown_key_is_refused(self, harness: Harness) -> None:
         assert f"sources.{NAME}.no_such_key: unknown key" in refusal(harness, {**harness.section(), "no_such_key": 1})
 
-    def test_secrets_are_masked(self, subject: Subject) -> None:
-        config = subject.configured.config
+    def test_secrets_are_masked(self, harness: Harness) -> None:
+        configured = configure_one(harness.plugin, NAME, harness.section())
+        config = configured.config
         for path, model, field in fields_of(type(config)):
             annotation = str(model.model_fields[field].annotation)
             assert not SECRET_KEY.search(field) or "Secret" in annotation, f"{path}: declare it as SecretStr"
-        shown = f"{config!r} {config} {config.model_dump(mode='json')} {subject.source()!r}"
+        shown = f"{config!r} {config} {config.model_dump(mode='json')}"
+        if harness.plugin.source is not None:
+            shown += f" {configured.source()!r}"
         for secret in secrets_of(config):
             assert secret not in shown, "a secret is in the configuration's own words"
 
-    def test_a_mistake_beside_a_secret_does_not_show_it(self, subject: Subject) -> None:
-        section = {**subject.harness.section(), "no_such_key": 1}
-        mistakes = refusal(subject.harness, section)
-        wrong = refusal(subject.harness, {name: ["wrong", value] for name, value in section.items()})
-        for secret in secrets_of(subject.configured.config):
+    def test_a_mistake_beside_a_secret_does_not_show_it(self, harness: Harness) -> None:
+        section = {**harness.section(), "no_such_key": 1}
+        mistakes = refusal(harness, section)
+        wrong = refusal(harness, {name: ["wrong", value] for name, value in section.items()})
+        for secret in secrets_of(configure_one(harness.plugin, NAME, harness.section()).config):
             assert secret not in mistakes + wrong
+
+
+class ConfigurationTests(SectionTests):
+    """The same of a source that we run; what it says of itself and of what does not fit it."""
 
     async def test_no_secret_is_logged(self, subject: Subject, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.DEBUG)
@@ -83,11 +90,11 @@ class ConfigurationTests:
         assert {finding.severity for finding in found} <= {"ok", "note", "warning"}
 
     @needs(Checking, Misconfigured)
-    async def test_check_finds_what_is_wrong(self, harness: Any) -> None:
+    async def test_check_finds_what_is_wrong(self, subject: Subject, harness: Any) -> None:
         sections = await harness.bad_sections()
         assert sections
         for what, section in sections.items():
-            source = configure_one(harness.plugin, NAME, section).source()
+            source = subject.source(configure_one(harness.plugin, NAME, section))
             assert isinstance(source, Checking)
             try:
                 told = [finding for finding in await source.check() if finding.severity == "unfit"]
@@ -99,9 +106,9 @@ class ConfigurationTests:
                 await source.close()
 
     @needs(Misconfigured)
-    async def test_a_source_that_cannot_work_says_so_at_its_start(self, harness: Any) -> None:
+    async def test_a_source_that_cannot_work_says_so_at_its_start(self, subject: Subject, harness: Any) -> None:
         for what, section in (await harness.bad_sections()).items():
-            source = configure_one(harness.plugin, NAME, section).source()
+            source = subject.source(configure_one(harness.plugin, NAME, section))
             try:
                 await source.open(None)
                 for _batch in range(10):

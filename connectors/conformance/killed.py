@@ -13,7 +13,7 @@ import msgspec
 from connectors.conformance.harness import NAME
 from connectors.conformance.limits import Limits
 from connectors.conformance.memory import MemoryPositions, MemorySink
-from connectors.registry import Configured
+from connectors.conformance.running import Subject
 from connectors.source import SourceRecord
 
 START_TIMEOUT_S = 60.0
@@ -24,11 +24,8 @@ LINE_BYTES_MAX = 64 << 20
 class Killed:
     """Plays Kafka and the position store for the victim: what it says is delivered, unless it is killed before."""
 
-    def __init__(
-        self, configured: Configured, section: dict[str, Any], sink: MemorySink, positions: MemoryPositions
-    ) -> None:
-        self._configured = configured
-        self._section = section
+    def __init__(self, subject: Subject, sink: MemorySink, positions: MemoryPositions) -> None:
+        self._subject = subject
         self._sink = sink
         self._positions = positions
 
@@ -58,12 +55,14 @@ class Killed:
             await process.wait()
 
     async def _order(self) -> dict[str, Any]:
-        source, config = self._configured.plugin.source, self._configured.plugin.config
+        plugin, beside = self._subject.configured.plugin, self._subject.beside
+        source, config = plugin.source, plugin.config
         assert source is not None
         return {
             "source": [source.__module__, source.__qualname__],
             "config": [config.__module__, config.__qualname__],
-            "section": {**self._section, "name": NAME},
+            "section": {**self._subject.harness.section(), "name": NAME},
+            "kafka": beside.kafka.bootstrap_servers if beside is not None else None,
             "position": await self._positions.load(),
         }
 

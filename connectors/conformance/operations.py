@@ -21,12 +21,12 @@ from connectors.conformance.harness import (
 )
 from connectors.conformance.limits import Limits
 from connectors.conformance.memory import is_heartbeat
-from connectors.conformance.running import IN_FLIGHT_BYTES_MAX, Subject
+from connectors.conformance.running import IN_FLIGHT_BYTES_MAX, Running, Subject
 from connectors.source import EVERY_PARTITION, Topics
-from pipeline.core.errors import EnvironmentProblem
+from pipeline.core.errors import EnvironmentProblem, Retryable
 
 LARGE_ROW_BYTES = 10_000_000
-DESCRIPTORS = Path("/proc/self/fd")
+DESCRIPTORS, THREADS = Path("/proc/self/fd"), Path("/proc/self/task")
 
 
 class OperationTests:
@@ -57,7 +57,7 @@ class OperationTests:
     ) -> None:
         position = await subject.streaming_position()
         gc.collect()
-        tasks, sockets = asyncio.all_tasks(), _sockets()
+        tasks, sockets, processes = asyncio.all_tasks(), _sockets(), _processes()
         source = subject.source()
         await source.open(position)
         reading = asyncio.create_task(_read_on(source))
@@ -72,6 +72,7 @@ class OperationTests:
         left = [task.get_name() for task in asyncio.all_tasks() - tasks if not task.done()]
         assert not left, "tasks left behind"
         assert not _sockets() - sockets, "connections left open"
+        assert not _processes() - processes, "processes left behind"
 
     async def test_a_source_that_was_never_opened_can_be_closed(self, subject: Subject) -> None:
         tasks = asyncio.all_tasks()
@@ -135,12 +136,14 @@ class OperationTests:
     async def test_a_second_reader_is_refused(self, subject: Subject, harness: Any) -> None:
         async with subject.running() as running:
             await running.until_equal()
-            await running.until(lambda: len(running.positions.saved) > 2, "it streams")
+            await subject.write({2: "in the stream"})
+            await running.until_equal()
+            await running.until(lambda: _stored(running), "the position of what was read is stored")
             second = subject.source()
             try:
                 await second.open(running.positions.saved[-1])
                 await asyncio.wait_for(second.read(), Limits.patience_s)
-            except EnvironmentProblem as error:
+            except (EnvironmentProblem, Retryable) as error:  # it may wait for the first one's end
                 assert harness.refusal() in str(error)
             else:
                 raise AssertionError("a second reader was let in")
@@ -192,6 +195,21 @@ async def _read_on(source: Any) -> None:
 
 def _large(records: list[Any]) -> bool:
     return any(len(record.value or b"") >= LARGE_ROW_BYTES for record in records)
+
+
+def _stored(running: Running) -> bool:
+    read = [batch.position for batch in running.batches if batch.position is not None]
+    return bool(read) and running.positions.saved[-1:] == read[-1:]
+
+
+def _processes() -> set[str]:
+    """Processes that this one has started, as far as the system tells them."""
+    found: set[str] = set()
+    with suppress(OSError):
+        for entry in THREADS.iterdir():
+            with suppress(OSError):
+                found |= {*(entry / "children").read_text().split()}
+    return found
 
 
 def _sockets() -> set[str]:

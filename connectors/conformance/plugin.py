@@ -13,11 +13,15 @@ import pytest
 
 from connectors.conformance.limits import Limits
 
-_WITH_TESTS = ("configuration", "kafka", "killed", "operations", "positions", "records", "snapshots")
+_OF_SOURCES = ("configuration", "kafka", "killed", "operations", "positions", "records", "snapshots")
+_WITH_TESTS = (*_OF_SOURCES, "deployed", "topics_operations", "topics_records", "topics_suite")
 pytest.register_assert_rewrite(*[f"connectors.conformance.{name}" for name in _WITH_TESTS])
 
 KAFKA_VARIABLE = "CTXPIPE_CONFORMANCE_KAFKA"
 _LEFT_OUT = pytest.StashKey[dict[str, dict[str, list[str]]]]()
+"""Suite → why → tests."""
+_TOLD = pytest.StashKey[dict[str, list[str]]]()
+"""Suite → what else the end of the run says of it."""
 _SEED = pytest.StashKey[int]()
 
 
@@ -45,6 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     seed = config.getoption("--conformance-seed")
     config.stash[_SEED] = seed if seed is not None else random.randrange(2**31)
     config.stash[_LEFT_OUT] = {}
+    config.stash[_TOLD] = {}
     Limits.patience_s = config.getoption("--conformance-patience-s")
 
 
@@ -59,19 +64,32 @@ def pytest_pycollect_makeitem(collector: Any, name: str, obj: object) -> list[An
     only = getattr(collector.cls, "only", ())
     if only and name not in only:
         return []
-    missing = misses(obj, harness_type)
-    if not missing and "conformance_kafka" in _arguments(obj) and not _kafka_can_be_had(collector):
+    told = getattr(collector.cls, "tells", None)
+    if told is not None:
+        collector.config.stash[_TOLD][collector.name] = told()
+    reasons = getattr(harness_type, "not_applicable", {})
+    missing = [name] if name in reasons else misses(obj, harness_type)
+    if not missing and _needs_kafka(collector.cls, obj) and not _kafka_can_be_had(collector):
         missing = ["a Kafka"]
     if not missing:
         return None
-    collector.config.stash[_LEFT_OUT].setdefault(collector.name, {}).setdefault(", ".join(missing), []).append(name)
+    why = ", ".join(f"{one}: {reasons[one]}" if one in reasons else one for one in missing)
+    collector.config.stash[_LEFT_OUT].setdefault(collector.name, {}).setdefault(why, []).append(name)
     return []
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """What was not tested, one line for each reason that a harness gives; abilities without one share a line."""
     for suite, reasons in config.stash[_LEFT_OUT].items():
-        left_out = "; ".join(f"{reason} ({len(tests)})" for reason, tests in sorted(reasons.items()))
-        terminalreporter.write_line(f"{suite}: not asked for: {left_out}")
+        plain = [f"{why} ({len(tests)})" for why, tests in sorted(reasons.items()) if ": " not in why]
+        if plain:
+            terminalreporter.write_line(f"{suite}: not asked for: {'; '.join(plain)}")
+        for why, tests in sorted(reasons.items()):
+            if ": " in why:
+                terminalreporter.write_line(f"{suite}: not applicable: {why} ({len(tests)})")
+    for suite, lines in config.stash[_TOLD].items():
+        for line in lines:
+            terminalreporter.write_line(f"{suite}: {line}")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -121,6 +139,19 @@ def conformance_kafka(pytestconfig: pytest.Config) -> Iterator[str]:
             yield server.address
         finally:
             server.kill()
+
+
+def _needs_kafka(suite: type[Any], test: object) -> bool:
+    """Of the topics kind all tests that read a topic."""
+    arguments = _arguments(test)
+    return "conformance_kafka" in arguments or "deployed" in arguments or ("subject" in arguments and _beside(suite))
+
+
+def _beside(suite: type[Any]) -> bool:
+    """Its source starts a program that writes to Kafka."""
+    from connectors.source import UsingKafka
+
+    return bool(suite.harness_type.plugin.can(UsingKafka))
 
 
 def _arguments(test: object) -> tuple[str, ...]:

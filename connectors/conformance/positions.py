@@ -110,7 +110,10 @@ class PositionTests:
             await eventually(harness.confirmed, lambda now: now > before, what="the server was told")
 
     async def test_a_failing_sink_loses_nothing(self, subject: Subject) -> None:
-        async with subject.running() as running:
+        await subject.write(dict.fromkeys(range(20), "there before"))
+        sink = MemorySink()
+        sink.failures.append(Retryable("the sink is away"))
+        async with subject.running(sink) as running:
             for number in range(20):
                 if number % 5 == 0:
                     running.sink.failures.append(Retryable("the sink is away"))
@@ -125,8 +128,8 @@ class PositionTests:
             async with subject.running(sink, positions) as running:
                 await subject.write(dict.fromkeys(range(number + 1, 500, 7), f"round {number}"))
                 await delete_some(subject.harness, [*range(number + 1, 500, 50)])
-                seen = sink.handed_over
-                await running.until(lambda seen=seen: sink.handed_over > seen, "it reads")  # type: ignore[misc]
+                seen = running.handed_over
+                await running.until(lambda run=running, seen=seen: run.handed_over > seen, "it reads")  # type: ignore[misc]
                 await running.crash()
         async with subject.running(sink, positions) as running:
             await running.until_equal()
@@ -136,7 +139,7 @@ class PositionTests:
         await subject.write({number: f"row {number}" for number in range(1, 500)})
         sink, positions = MemorySink(), MemoryPositions()
         for number in range(KILLS):
-            killed = Killed(subject.configured, subject.harness.section(), sink, positions)
+            killed = Killed(subject, sink, positions)
             await killed.run(batches=conformance_random.randint(1, 6), store_last=bool(number % 2))
             await subject.write(dict.fromkeys(range(number + 1, 500, 9), f"round {number}"))
             await delete_some(subject.harness, [*range(number + 1, 500, 60)])
@@ -174,8 +177,10 @@ async def _hold_a_change(subject: Subject, running: Running) -> None:
 async def _refused(source: Source, position: Position) -> None:
     """A position where going on would leave a gap ends the source, and the message says what a person can do."""
     try:
-        await source.open(position)
-        await asyncio.wait_for(source.read(), Limits.patience_s)
+        async with asyncio.timeout(Limits.patience_s):
+            await source.open(position)
+            while not (await source.read()).records:
+                pass  # a source that looks at what is kept for it from time to time may say first where it is
     except PositionLost as error:
         assert str(error)
     else:

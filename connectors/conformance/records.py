@@ -21,7 +21,7 @@ class RecordTests:
             await running.until_equal()
             await subject.write({1: "changed", 3: 'ünï ✓ " \\ \n'})
             await running.until_equal()
-            for offset, record in enumerate(running.sink.records):
+            for offset, record in enumerate(running.records):
                 decode_record(Record(record.topic, 0, offset, record.key, record.value, 0, tuple(record.headers)))
 
     @needs(Deleting)

@@ -6,13 +6,16 @@ import asyncio
 from typing import Any
 
 from connectors.conformance.harness import Deleting, Harness, Snapshots, needs
+from connectors.conformance.limits import Limits
 from connectors.conformance.memory import MemoryPositions, MemorySink, from_snapshot
 from connectors.conformance.running import Running, Subject
+from connectors.source import Position, Source, SourceRecord
 
 CHUNKS = 8
 ROWS_OTHERWISE = 800
 """Of a source that does not read in chunks."""
 KILLS_MAX = CHUNKS * 2
+RESUMES_MAX = 10
 
 
 class SnapshotTests:
@@ -71,6 +74,19 @@ class SnapshotTests:
         async with subject.running(sink, positions) as running:
             await running.until_equal()
 
+    @needs(Snapshots)
+    async def test_a_start_resumes_from_every_position(self, subject: Subject) -> None:
+        """What was read up to a position, and what comes behind it, is every row."""
+        rows = many_rows(subject.harness)
+        await subject.write(rows)
+        places: list[tuple[Position, list[SourceRecord]]] = []
+        async with subject.opened(None) as source:
+            await _read_start(source, rows, [], places)
+        assert places, "no position before its end"
+        for position, before in places[:: -max(1, len(places) // RESUMES_MAX)]:  # an early one may begin anew
+            async with subject.opened(position) as source:
+                await _read_start(source, rows, before, [])
+
     @needs(Deleting)
     async def test_a_kill_before_the_first_position_is_stored(self, subject: Subject, harness: Any) -> None:
         """Whoever comes after such a kill begins anew, and would never hear of a row deleted in between."""
@@ -98,6 +114,27 @@ async def delete_some(harness: Harness, ids: list[int]) -> None:
     """Where rows can be deleted."""
     if isinstance(harness, Deleting):
         await harness.delete(ids)
+
+
+async def _read_start(
+    source: Source,
+    rows: dict[int, str],
+    before: list[SourceRecord],
+    places: list[tuple[Position, list[SourceRecord]]],
+) -> None:
+    """Reads until every row has come, `before` included; `places` gets the positions on the way and what was read."""
+    records = list(before)
+    while not _complete(records, rows):
+        batch = await asyncio.wait_for(source.read(), Limits.patience_s)
+        records += batch.records
+        if batch.position is not None and not _complete(records, rows):
+            places.append((batch.position, list(records)))
+            if len(records) == len(before):
+                await source.acknowledge(batch.position)  # it may wait for that before it gives a row
+
+
+def _complete(records: list[SourceRecord], rows: dict[int, str]) -> bool:
+    return len({record.key for record in records if from_snapshot(record)}) >= len(rows)
 
 
 def _far(running: Running, batches: int) -> bool:

@@ -9,13 +9,16 @@ from typing import Any
 
 import msgspec
 
-from connectors.source import Batch, Source
+from connectors.publisher import KafkaSettings
+from connectors.source import Batch, Source, UsingKafka
 
 
 async def _main() -> None:
     order = msgspec.json.decode(sys.stdin.buffer.readline())
     config = _named(order["config"]).model_validate(order["section"])
     source: Source = _named(order["source"])(config)
+    if isinstance(source, UsingKafka):
+        source.use_kafka(KafkaSettings(bootstrap_servers=order["kafka"], partitions=1))
     await source.open(order["position"])
     while True:
         batch = await source.read()

@@ -85,6 +85,11 @@ class CqlReader:
             (sent,) = (await (await self._connected()).rows(_CLOCK, consistency="LOCAL_ONE")).rows
         return int.from_bytes(sent[0] or b"", "big", signed=True) * 1000
 
+    async def other_nodes(self) -> int:
+        """How many nodes the cluster has beside the one that answers."""
+        with self._named():
+            return await (await self._connected()).other_nodes()
+
     def forget(self) -> None:
         """Tables that are held in memory are read again when they are asked for."""
         self._held.clear()

@@ -133,6 +133,10 @@ class CqlSession:
             known = self._prepared[query] = Prepared(statement, columns)
         return known
 
+    async def other_nodes(self) -> int:
+        """How many nodes the cluster has beside the one that answers, those that are just joining with them."""
+        return len((await self.rows("SELECT peer FROM system.peers", consistency="LOCAL_ONE")).rows)
+
     def forget(self) -> None:
         """The schema changed: statements are prepared anew."""
         self._prepared.clear()

@@ -91,6 +91,7 @@ class Changes:
         catalog: Catalog,
         transactions: StreamedTransactions,
         listener: Listener,
+        system: str = "",
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self._source = source
@@ -99,6 +100,7 @@ class Changes:
         self._database = catalog.server.database
         self._transactions = transactions
         self._listener = listener
+        self._system = system
         self._now_us = now_us
         self._topics = [table_topic(source, table) for table in sorted(self._tables)]
         self._encoders: dict[int, TableEncoder | None] = {}
@@ -229,14 +231,15 @@ class Changes:
             return
         if beat.source != self._source:
             return
-        value = self._message_value(message, moment, beat.ts_us)
+        # Whose position this is: lookups refuse a position of another server.
+        value = self._message_value(message, moment, beat.ts_us, self._system)
         self._records.extend(
             SourceRecord(topic, HEARTBEAT_KEY, value, partition=EVERY_PARTITION) for topic in self._topics
         )
 
-    def _message_value(self, message: pgoutput.LogicalMessage, moment: Moment, time_us: int) -> bytes:
+    def _message_value(self, message: pgoutput.LogicalMessage, moment: Moment, time_us: int, system: str = "") -> bytes:
         prefix, content = message.prefix, message.content
-        return message_value(self._source, self._database, prefix, content, message.lsn, time_us, moment)
+        return message_value(self._source, self._database, prefix, content, message.lsn, time_us, moment, system)
 
     async def _row(self, lsn: int, message: pgoutput.Insert | pgoutput.Update | pgoutput.Delete) -> None:
         encoder = self._known(message.relation)

@@ -126,9 +126,9 @@ class TableEncoder:
 
 
 def message_value(
-    source: str, database: str, prefix: str, content: bytes, lsn: int, time_us: int, moment: Moment
+    source: str, database: str, prefix: str, content: bytes, lsn: int, time_us: int, moment: Moment, system: str = ""
 ) -> bytes:
-    """The value of a logical message (op m); `time_us` is when it was written."""
+    """The value of a logical message (op m); `time_us` is when it was written, `system` the server's identifier."""
     body = {
         "before": None,
         "after": None,
@@ -145,6 +145,7 @@ def message_value(
             "txId": moment.xid or None,
             "lsn": lsn,
             "sequence": f'["{moment.commit_lsn}","{lsn}"]',
+            **({"system": system} if system else {}),
         },
         "op": "m",
         "ts_ms": moment.now_ms,

@@ -123,12 +123,13 @@ class ReplicationStream:
     async def close(self) -> None:
         """Sends the last confirmation, then gives up the connection."""
         connection, self._connection = self._connection, None
+        if connection is not None:
+            self._stop_reading(connection)  # before anything is awaited: what arrives meanwhile is nobody's
         if self._feedback_task is not None:
             self._feedback_task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._feedback_task
         if connection is not None:
-            self._stop_reading(connection)
             if self._failure is None and self._feedback_task is not None:
                 with suppress(psycopg.Error):
                     self._send_status(connection, reply=False)

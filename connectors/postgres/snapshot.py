@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from connectors.feeding import next_of
 from connectors.postgres.catalog import Catalog, Table
 from connectors.postgres.copying import copy_rows, lock_sql, select_list
 from connectors.postgres.encoder import Moment, TableEncoder, unreadable_row
@@ -77,27 +78,13 @@ class ExportedSnapshot:
         try:
             unfinished = len(self._tables)
             while unfinished:
-                part = await self._next_part(readers)
+                part = await next_of(self._parts, readers)
                 unfinished -= part.finished is not None
                 yield part
         finally:
             for task in readers:
                 task.cancel()
             await asyncio.gather(*readers, return_exceptions=True)
-
-    async def _next_part(self, readers: Sequence[asyncio.Task[None]]) -> SnapshotPart:
-        getting = asyncio.ensure_future(self._parts.get())
-        try:
-            while not getting.done():
-                running = [task for task in readers if not task.done()]
-                await asyncio.wait([getting, *running], return_when=asyncio.FIRST_COMPLETED)
-                for task in readers:
-                    if task.done():
-                        task.result()
-        finally:
-            if not getting.done():
-                getting.cancel()
-        return getting.result()
 
     async def _ranges(self, captured: Captured) -> list[_Range]:
         table = captured.table

@@ -209,7 +209,8 @@ class PostgresSource:
             self.config.chunk_rows,
             self._progress,
         )
-        changes = Changes(self.name, self.config.tables, self._catalog, self._transactions, snapshots)
+        system = self._base["system"]
+        changes = Changes(self.name, self.config.tables, self._catalog, self._transactions, snapshots, system)
 
         async def attempt() -> None:
             await self._stream.open(self.config.slot, self.config.publication, lsn)

@@ -140,8 +140,8 @@ def _clock(config: ScyllaConfig, told: Told) -> list[Finding]:
     if abs(told.clock_us) < SKEW_TOLD_US:
         return []
     message = (
-        f"this machine's clock is {told.clock_us / US:+.1f} s from the server's. Windows are taken by the server's; if "
-        f"its nodes differ like that, confidence_window_s ({config.confidence_window_s:g}) must be longer"
+        f"this machine's clock is {-told.clock_us / US:+.1f} s from the server's. Windows are taken by the server's; "
+        f"if its nodes differ like that, confidence_window_s ({config.confidence_window_s:g}) must be longer"
     )
     return [Finding("warning", "clock", message, "Run an NTP client on this machine and on all nodes.")]
 

@@ -159,21 +159,23 @@ def _range_rows(write: Write, table: TableSchema) -> list[dict[str, Any]]:
 
 
 def base_cql(write: Write, table: TableSchema) -> tuple[str, list[Any]]:
-    """The statement for the table itself, and its parameters."""
-    name, using = full_name(table.keyspace, table.table), f"USING TIMESTAMP {write.ts}"
+    """The statement for the table itself, and its parameters. Writes that differ in values and times alone have the
+    same statement, which is prepared once."""
+    name, using = full_name(table.keyspace, table.table), "USING TIMESTAMP ?"
     where, parameters = _where(write, table)
     if write.kind == "insert":
         columns = {**write.key, **{column: _plain(edit) for column, edit in write.edits.items()}}
         shown = ", ".join(map(quoted, columns))
         marks = ", ".join("?" * len(columns))
-        query = f"INSERT INTO {name} ({shown}) VALUES ({marks}) {using} AND TTL {write.ttl}"
-        return query, list(columns.values())
+        query = f"INSERT INTO {name} ({shown}) VALUES ({marks}) {using} AND TTL ?"
+        return query, [*columns.values(), write.ts, write.ttl]
     erased = [quoted(column) for column, edit in write.edits.items() if isinstance(edit, Erase)]
     if write.kind == "update" and not erased:
         sets, values = _sets(write, table)
-        return f"UPDATE {name} {using} AND TTL {write.ttl} SET {sets} WHERE {where}", [*values, *parameters]
+        times = [write.ts, write.ttl]
+        return f"UPDATE {name} {using} AND TTL ? SET {sets} WHERE {where}", [*times, *values, *parameters]
     assert len(erased) == len(write.edits), "a DELETE of columns writes no others"
-    return f"DELETE {', '.join(erased)} FROM {name} {using} WHERE {where}", parameters
+    return f"DELETE {', '.join(erased)} FROM {name} {using} WHERE {where}", [write.ts, *parameters]
 
 
 def _sets(write: Write, table: TableSchema) -> tuple[str, list[Any]]:

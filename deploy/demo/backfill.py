@@ -16,7 +16,7 @@ from schemas.topics import table_topic
 
 _QUIET_S = 180.0
 _TOPIC = table_topic("nyc", "public.flights")
-TABLES_READ = {"flight": len(TABLES), "airport": 3}
+TABLES_READ = {"flight": len(TABLES), "airport": 3, "plane": 4}
 
 
 async def wait_until_backfilled(

@@ -115,9 +115,12 @@ class Harness:
         tables: Sequence[Table] = TABLES,
         sources: Mapping[str, Any] | None = None,
         context_folder: Path = CONTEXTS,
+        embedding: Mapping[str, Any] | None = None,
+        kafka: Mapping[str, Any] | None = None,
     ) -> Path:
         """The configuration that every role reads, and copies of the context files beside it. `tables` are those of
-        Postgres, `sources` further ones; a context that `context_folder` lacks is the one for Postgres alone."""
+        Postgres, `sources` further ones; a context that `context_folder` lacks is the one for Postgres alone. `kafka`:
+        what is to be set there beside the address."""
         assert self.addresses is not None, "up() comes first"
         folder = self.root / "contexts"
         shutil.rmtree(folder, ignore_errors=True)
@@ -126,7 +129,7 @@ class Harness:
             special = context_folder / f"{name}.yaml"
             shutil.copy(special if special.exists() else CONTEXTS / f"{name}.yaml", folder)
         config = {
-            "kafka": {"bootstrap_servers": self.addresses.kafka, "partitions": PARTITIONS},
+            "kafka": {"bootstrap_servers": self.addresses.kafka, "partitions": PARTITIONS, **(kafka or {})},
             "redis": {"url": self.addresses.redis},
             "sources": {
                 "nyc": {
@@ -136,6 +139,7 @@ class Harness:
                 },
                 **(sources or {}),
             },
+            **({"embedding": dict(embedding)} if embedding else {}),
             "contexts": ["contexts/*.yaml"],
         }
         self.config_path.write_text(yaml.safe_dump(config, sort_keys=False))

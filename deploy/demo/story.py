@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from deploy.demo.freshness import percentile
 
@@ -66,6 +67,21 @@ class Story:
         else:
             self.say(f"{title}: {json.dumps(body)[:300]} …")
 
+    def hits(self, question: str, answer: dict[str, Any], took_ms: float) -> None:
+        """A search's planes: a table on a terminal, lines elsewhere."""
+        self.say(f'"{question}": {len(answer["hits"])} planes, {answer["mode"]} search, {took_ms:.0f} ms')
+        rows = [_hit_row(hit) for hit in answer["hits"]]
+        if not self.console.is_terminal:
+            for row in rows:
+                self.say("  ".join(row))
+            return
+        table = Table(box=None, pad_edge=False)
+        for name in ("plane", "cosine", "model", "built", "seats", "airline", "found by the text"):
+            table.add_column(name, justify="right" if name in ("cosine", "seats") else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        self.console.print(table)
+
     def summary(self, result: dict[str, Any]) -> None:
         table = Table(title="What happened", show_header=False)
         for name, value in result.items():
@@ -78,6 +94,16 @@ class Story:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _hit_row(hit: dict[str, Any]) -> tuple[str, ...]:
+    """Facts of the bundle that came with the hit, and the text that its vector is of."""
+    bundle = hit["answer"]["bundle"]
+    model = f"{bundle['manufacturer'].title()} {bundle['model']}"
+    airline = ((bundle["farthest"] or {}).get("airline") or {}).get("name") or "-"
+    text = " ".join(((hit["passage"] or {}).get("text") or "").split())
+    cosine = "-" if hit["cosine"] is None else f"{hit['cosine']:.3f}"
+    return hit["key"], cosine, model, str(bundle["year"] or "?"), str(bundle["seats"]), airline, text
 
 
 def _freshness_table(seen: list[float], expected: int, elapsed_s: float) -> Table:

@@ -15,6 +15,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from connectors.cassandra.heartbeat_table import SUGGESTED as HEARTBEAT_TABLE
+from connectors.cassandra.heartbeat_table import create_statement
 from connectors.cql.schema import read_table
 from connectors.cql.session import CqlServer, CqlSession, connect
 from connectors.scylla.config import Metadata
@@ -57,6 +59,9 @@ class WideDatabase:
             "tables": [WEATHER.name],
             "data_directory": str(self._folder / "sky"),
             "sidecar": {"cassandra_yaml": str(cassandra_yaml)},
+            "heartbeat_table": HEARTBEAT_TABLE,
+            "heartbeat_interval_s": 0.3,
+            "watch_interval_s": 0.3,
         }
         gates = {
             "connector": "scylla",
@@ -78,6 +83,7 @@ class WideDatabase:
         columns = ", ".join(f"{name} {_TYPES[kind]}" for name, kind in WEATHER.columns)
         key = f"PRIMARY KEY ({', '.join(WEATHER.key)})"
         await execute(f"CREATE TABLE sky.weather ({columns}, {key}) WITH cdc = true")
+        await execute(create_statement("sky", HEARTBEAT_TABLE))
         await execute(
             "CREATE TABLE gates.flight_status (flight_id int PRIMARY KEY, gate text, status text, passengers int)"
         )

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
+from connectors.cassandra.jvm import FLAGS
 from deploy.local import install
 from deploy.local.processes import HOST, choose_port
 from deploy.local.server import Server
@@ -15,34 +16,6 @@ from deploy.local.server import Server
 OPTIONS_FRAME = struct.pack(">BBhBi", 0x04, 0, 0, 0x05, 0)  # protocol 4, "which options do you know?"
 SUPPORTED_OPCODE = 0x06
 
-# what Cassandra's own start script opens of the Java 17 runtime
-EXPORTS = (
-    "java.base/jdk.internal.misc",
-    "java.management.rmi/com.sun.jmx.remote.internal.rmi",
-    "java.rmi/sun.rmi.registry",
-    "java.rmi/sun.rmi.server",
-    "java.sql/java.sql",
-    "java.base/java.lang.ref",
-    "jdk.unsupported/sun.misc",
-)
-OPENS = (
-    "java.base/java.lang.module",
-    "java.base/jdk.internal.loader",
-    "java.base/jdk.internal.ref",
-    "java.base/jdk.internal.reflect",
-    "java.base/jdk.internal.math",
-    "java.base/jdk.internal.module",
-    "java.base/jdk.internal.util.jar",
-    "jdk.management/com.sun.management.internal",
-    "java.base/sun.nio.ch",
-    "java.base/java.io",
-    "java.base/java.lang",
-    "java.base/java.lang.reflect",
-    "java.base/java.util",
-    "java.base/java.nio",
-    "java.base/java.util.concurrent",
-    "java.base/java.util.concurrent.atomic",
-)
 LOGGING = """\
 <configuration>
   <appender name="STDOUT" class="ch.qos.logback.core.ConsoleAppender">
@@ -94,14 +67,13 @@ class CassandraServer(Server):
 
     def command(self) -> list[str]:
         words = [install.cassandra_java_program(), f"-Xmx{self.heap_mib}m", f"-Xms{self.heap_mib // 4}m"]
-        words += [f"--add-exports={package}=ALL-UNNAMED" for package in EXPORTS]
-        words += [f"--add-opens={package}=ALL-UNNAMED" for package in OPENS]
+        words += FLAGS
         properties = {
-            "jdk.attach.allowAttachSelf": "true",
             "cassandra.config": self.config_file.as_uri(),
             "cassandra.storagedir": str(self.data_dir),
             "cassandra-foreground": "yes",
             "cassandra.ring_delay_ms": "1000",
+            "cassandra.superuser_setup_delay_ms": "0",  # there is no other node that could have made the first role
             "cassandra.skip_wait_for_gossip_to_settle": "0",
             "logback.configurationFile": str(self.data_dir / "logback.xml"),
         }

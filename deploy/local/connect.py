@@ -69,9 +69,14 @@ class ConnectServer(Server):
 
     def answers(self) -> bool:
         try:
-            return all(self._runs(name) for name in self.connectors)
+            return self._serves() and all(self._runs(name) for name in self.connectors)
         except (OSError, ValueError):
             return False
+
+    def _serves(self) -> bool:
+        """It listens before it knows its own paths."""
+        with urllib.request.urlopen(f"{self.address}/connectors", timeout=2.0) as response:
+            return bool(response.status == 200)
 
     def _runs(self, name: str) -> bool:
         with urllib.request.urlopen(f"{self.address}/connectors/{name}/status", timeout=2.0) as response:

@@ -35,7 +35,8 @@ class Program:
 def ensure(servers: Iterable[str], say: Callable[[str], None] = lambda _line: None) -> None:
     """Make everything the named servers need available, or raise one EnvironmentProblem that names all that is missing.
 
-    servers: of "kafka", "postgres", "redis", "cassandra". say: gets a line before each step that takes long.
+    servers: of "kafka", "postgres", "redis", "cassandra", and "browser" for tests of the built-in page. say: gets a
+    line before each step that takes long.
     """
     wanted = list(servers)
     missing = _missing(wanted)
@@ -68,6 +69,11 @@ def java_program() -> str:
 def cassandra_java_program() -> str:
     """A Java 17; Cassandra 5 runs on nothing newer."""
     return _found("java 17")
+
+
+def browser_programs() -> tuple[str, str]:
+    """Paths of Chromium and of its driver."""
+    return _found("chromium"), _found("chromedriver")
 
 
 def available(server: str) -> bool:
@@ -121,8 +127,12 @@ def _needs(server: str) -> list[str]:
         return ["postgres"]
     if server == "redis":
         return ["redis-server"]
+    if server == "browser":
+        return ["chromium", "chromedriver"]
     if not _pom(server).exists():
-        raise EnvironmentProblem(f"No local server is called {server!r}; known: kafka, postgres, redis, cassandra.")
+        raise EnvironmentProblem(
+            f"No local server is called {server!r}; known: kafka, postgres, redis, cassandra, browser."
+        )
     return ["java" if server == "kafka" else "java 17", "mvn"]
 
 
@@ -179,6 +189,11 @@ def _java(major_min: int, major_max: int) -> str | None:
     return None
 
 
+def _chromium() -> str | None:
+    found = map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))
+    return next((path for path in found if path is not None), None)
+
+
 def _java_major(program: str) -> int:
     shown = subprocess.run([program, "-version"], capture_output=True, text=True, check=False)
     match = re.search(r'version "(\d+)', shown.stderr + shown.stdout)
@@ -197,6 +212,15 @@ _PROGRAMS = {
     ),
     "java 17": Program(
         "java 17", lambda: _java(17, 17), "openjdk-17-jre-headless", "Java 17 for Cassandra (set JAVA_HOME to it)"
+    ),
+    "chromium": Program(
+        "chromium", lambda: _chromium(), "chromium", "Chromium or Chrome (brew install --cask chromium)"
+    ),
+    "chromedriver": Program(
+        "chromedriver",
+        lambda: shutil.which("chromedriver"),
+        "chromium-driver",
+        "the driver of the same version (brew install --cask chromedriver)",
     ),
     "mvn": Program("mvn", lambda: shutil.which("mvn"), "maven", "Maven (brew install maven)"),
 }

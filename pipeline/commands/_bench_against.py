@@ -190,7 +190,7 @@ class _Run:
         await asyncio.to_thread(one.stop)
 
     async def measure(self, one: Contender, commits: int) -> Measured:
-        async with _consumer(self._bootstrap, one.topic) as consumer:
+        async with consumer_of(self._bootstrap, one.topic) as consumer:
             await asyncio.to_thread(one.start)
             rate = await self._rate(one, consumer)
             latencies = sorted(await self._latencies(one, consumer, commits))
@@ -203,7 +203,7 @@ class _Run:
         started, before = 0.0, 0
         async with asyncio.timeout(TIMEOUT_S):
             while missing:
-                seen = sum(number >= self._first for number in _numbers(await consumer.getmany(timeout_ms=200)))
+                seen = sum(number >= self._first for number in numbers_of(await consumer.getmany(timeout_ms=200)))
                 missing -= seen
                 if seen and not started:
                     started, before = time.perf_counter(), missing
@@ -229,13 +229,13 @@ class _Run:
             while len(arrived) < commits:
                 records = await consumer.getmany(timeout_ms=200)
                 now = time.perf_counter()
-                arrived.update((number, now) for number in _numbers(records) if first <= number < end)
+                arrived.update((number, now) for number in numbers_of(records) if first <= number < end)
                 one.ensure_running()
         # A record may be here before the client knows that its commit has returned.
         return [max(0.0, arrived[number] - committed[number]) for number in arrived]
 
 
-def _numbers(records: dict[Any, list[Any]]) -> Iterator[int]:
+def numbers_of(records: dict[Any, list[Any]]) -> Iterator[int]:
     """Of the rows among them: keys are {"id":5}; heartbeats have others."""
     for batch in records.values():
         for record in batch:
@@ -244,7 +244,7 @@ def _numbers(records: dict[Any, list[Any]]) -> Iterator[int]:
 
 
 @asynccontextmanager
-async def _consumer(bootstrap: str, topic: str) -> AsyncIterator[Any]:
+async def consumer_of(bootstrap: str, topic: str) -> AsyncIterator[Any]:
     """Reads all partitions of the topic from their beginnings."""
     from aiokafka import AIOKafkaConsumer, TopicPartition
 
@@ -271,5 +271,5 @@ async def _has_records(bootstrap: str, topic: str) -> bool:
         await admin.close()
     if not exists:
         return False
-    async with _consumer(bootstrap, topic) as consumer:
-        return any(True for _ in _numbers(await consumer.getmany(timeout_ms=500)))
+    async with consumer_of(bootstrap, topic) as consumer:
+        return any(True for _ in numbers_of(await consumer.getmany(timeout_ms=500)))

@@ -41,4 +41,6 @@ def kafka_settings(config: Config) -> KafkaSettings:
         bootstrap_servers=kafka.bootstrap_servers,
         partitions=kafka.partitions,
         replication_factor=kafka.replication_factor,
+        security=kafka.security,
+        java=kafka.java,
     )

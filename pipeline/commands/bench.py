@@ -11,9 +11,13 @@ import click
 BENCHES = MappingProxyType(
     {
         "transport": "Records per second into an agent: stock Faust, ours, bare aiokafka.",
-        "capture": "Rows per second from Postgres's log to acknowledged in Kafka.",
+        "capture": "Rows per second and latency from Postgres, Cassandra or Scylla into Kafka.",
         "apply": "Changes per second through a context with joins and aggregates.",
+        "embed": "Texts per second of each embedding engine, and how near their vectors are to torch's.",
+        "search": "Recall and latency of the vector index over real texts while they change, and its memory.",
         "freshness": "Time from a commit in Postgres to the bundle readable in Redis.",
+        "lookup": "Answers per second and their times, beside bare tools and Feast, while bundles change.",
+        "read-your-writes": "Lookups with the position of a write: none that is called fresh may lack it.",
     }
 )
 
@@ -42,4 +46,4 @@ def command() -> None:
 
 
 def _module(name: str) -> str:
-    return f"pipeline.commands.bench_{name}"
+    return f"pipeline.commands.bench_{name.replace('-', '_')}"

@@ -87,7 +87,8 @@ async def _applied(stores: Any, worker: Any, total: int, started: int = -1) -> f
     first = time.monotonic()
     while True:
         worker.ensure_running()
-        done = sum(position.offset for position in (await stores.marks.read_applied()).values())
+        positions = (await stores.marks.read_applied()).values()
+        done = sum(position.offset for position in positions if position.source)
         if done <= started:
             first = time.monotonic()
         if done >= total:

@@ -1,9 +1,10 @@
-"""`ctxpipe bench capture`: rows per second from Postgres' log to acknowledged in Kafka, beside bare reading."""
+"""`ctxpipe bench capture`: rows per second from a source to Kafka, beside bare reading; and latency."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from connectors.postgres.replication import StreamItem
     from connectors.publisher import KafkaSettings
 
+ROWS, WIDE_ROWS = 300_000, 30_000
+WIDE = ("cassandra", "scylla")
+CONFIDENCE_WINDOW_S = 2.0
 SAMPLE_ROWS = 20_000
 TRANSACTION_ROWS = 1_000
 TIMEOUT_S = 600
@@ -32,37 +36,99 @@ DROP_SLOTS = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slo
 
 
 @click.command()
-@click.option("--rows", type=click.IntRange(min=1000), default=300_000, show_default=True)
+@click.option("--rows", type=click.IntRange(min=1000), help="Default: 300,000; of cassandra and scylla 30,000.")
 @click.option("--dsn", help="A Postgres superuser's address; default: the local stack.")
 @click.option("--kafka", help="host:port; default: the local stack.")
-@click.option("--source", type=click.Choice(["postgres", "debezium"]), default="postgres", show_default=True)
+@click.option("--source", type=click.Choice(["postgres", "debezium", *WIDE]), default="postgres", show_default=True)
 @click.option("--against", type=click.Choice(["debezium"]), help="Beside this peer instead of bare reading.")
+@click.option("--cassandra", metavar="HOST:PORT", help="Of cassandra and scylla; default: one for the measurement.")
+@click.option("--cassandra-yaml", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its settings.")
+@click.option("--confidence-window-s", type=click.FloatRange(0.05, 600), help="Of scylla; default: 2.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line.")
-def command(rows: int, dsn: str | None, kafka: str | None, source: str, against: str | None, as_json: bool) -> None:
-    """Insert rows, then read them from the log twice: bare, and through the whole connector into Kafka.
+def command(as_json: bool, **options: Any) -> None:
+    """Rows per second and latency of a source into Kafka.
+
+    \b
+    postgres   Rows are inserted, then read from the log twice: bare, and
+               through the whole connector.
+    debezium   Kafka Connect with Debezium alone.
+    cassandra  A snapshot, a backlog read from the log, and single writes,
+    scylla     timed from their stamp until a consumer has them.
 
     --against debezium: through ours and through Kafka Connect with Debezium, and single commits as well; ratios of rows
-    per second and of latencies, ours to theirs. --source debezium: Kafka Connect with Debezium alone.
+    per second and of latencies, ours to theirs.
 
-    Takes the local stack if it is up, and otherwise starts one for the time of the measurement.
+    The latency of cassandra and scylla has a floor, which is shown apart. Scylla: a write is read when its timestamp is
+    as old as the confidence window, not sooner; our own share is what is beyond that. Cassandra: a write is seen when
+    the node syncs its commit log the next time; the own share is what is beyond that sync. Scylla's log is written as
+    Scylla writes it, into a Cassandra.
+
+    Takes the local stack if it is up, and otherwise starts one for the time of the measurement; Cassandra is always
+    started, unless --cassandra names one that nobody else captures from.
     """
+    require_fitting(options)
+    rows, source = options["rows"] or (WIDE_ROWS if options["source"] in WIDE else ROWS), options["source"]
+    if source in WIDE:
+        _measure_wide(source, rows, options, as_json)
+        return
+    with _servers(options["dsn"], options["kafka"]) as (postgres, bootstrap):
+        _measure_postgres(source, options["against"], (postgres, bootstrap, rows), as_json)
+
+
+def require_fitting(options: dict[str, Any]) -> None:
+    """Raises UsageError for options of another source than the chosen one, and for an address that is none."""
+    source = options["source"]
+    if options["against"] is not None and source != "postgres":
+        raise click.UsageError("--against compares with our Postgres connector; leave --source out")
+    if source in WIDE and options["dsn"] is not None:
+        raise click.UsageError(f"--dsn is Postgres's address; --source {source} takes --cassandra HOST:PORT")
+    for name in ("cassandra", "cassandra_yaml"):
+        if options[name] is not None and source not in WIDE:
+            raise click.UsageError(f"--{name.replace('_', '-')} goes with --source cassandra or --source scylla")
+    if options["confidence_window_s"] is not None and source != "scylla":
+        raise click.UsageError("--confidence-window-s goes with --source scylla")
+    if source == "cassandra" and (options["cassandra"] is None) != (options["cassandra_yaml"] is None):
+        raise click.UsageError(
+            "--cassandra and --cassandra-yaml go together: the connector runs beside the node and reads its commit log"
+        )
+    for name in ("cassandra", "kafka") if source in WIDE else ():
+        host, _, port = (options[name] or "host:1").rpartition(":")
+        if not host or not port.isdecimal():
+            raise click.UsageError(f"--{name}: {options[name]!r} is not host:port")
+
+
+def _measure_wide(source: str, rows: int, options: dict[str, Any], as_json: bool) -> None:
     import asyncio
     import json
 
-    if source == "debezium" and against is not None:
-        raise click.UsageError("--against compares with our Postgres connector; leave --source out")
-    with _servers(dsn, kafka) as (postgres, bootstrap):
-        if source == "debezium":
-            from pipeline.commands._bench_against import measure_debezium
+    from pipeline.commands._bench_wide import measure_cassandra, measure_scylla, show
+    from pipeline.commands._bench_wide_tables import wide_servers
 
-            _show_debezium(asyncio.run(measure_debezium(postgres, bootstrap, rows)), as_json)
-            return
-        if against is not None:
-            from pipeline.commands._bench_against import measure_against
+    with wide_servers(options["cassandra"], options["cassandra_yaml"], options["kafka"]) as servers:
+        if source == "cassandra":
+            result = asyncio.run(measure_cassandra(servers, rows))
+        else:
+            result = asyncio.run(measure_scylla(servers, rows, options["confidence_window_s"] or CONFIDENCE_WINDOW_S))
+    show(result, err=as_json)
+    if as_json:
+        click.echo(json.dumps(result))
 
-            _show_against(asyncio.run(measure_against(postgres, bootstrap, rows)), as_json)
-            return
-        result = asyncio.run(measure(postgres, bootstrap, rows))
+
+def _measure_postgres(source: str, against: str | None, where: tuple[str, str, int], as_json: bool) -> None:
+    import asyncio
+    import json
+
+    if source == "debezium":
+        from pipeline.commands._bench_against import measure_debezium
+
+        _show_debezium(asyncio.run(measure_debezium(*where)), as_json)
+        return
+    if against is not None:
+        from pipeline.commands._bench_against import measure_against
+
+        _show_against(asyncio.run(measure_against(*where)), as_json)
+        return
+    result = asyncio.run(measure(*where))
     click.echo(
         f"{result['rows_per_s']:,} rows/s from the log to Kafka, {result['vs_bare_reading']:.0%} of bare reading; "
         f"limit: {result['limit']}",

@@ -1,7 +1,8 @@
-"""`ctxpipe bench freshness`: from the commit in Postgres to the bundle readable in Redis, by a watcher of its own."""
+"""`ctxpipe bench freshness`: from the commit in Postgres to the bundle in Redis, or to the text found by search."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +10,43 @@ import click
 
 
 @click.command("freshness")
-@click.option("--rate", type=click.FloatRange(1, 5_000), default=500.0, show_default=True, help="Changes per second.")
+@click.option("--vector", is_flag=True, help="Until a search by vector finds the new text, over HTTP.")
+@click.option("--rate", type=click.FloatRange(1, 5_000), help="Changes per second; default 500, with --vector 25.")
 @click.option(
-    "--changes", type=click.IntRange(100), default=6_000, show_default=True, help="Inserts and updates in all."
+    "--changes", type=click.IntRange(100), help="Inserts and updates in all; default 6,000, with --vector 2,000."
 )
 @click.option("--rows", type=click.IntRange(1_000, 336_776), default=20_000, show_default=True, help="Flights before.")
 @click.option("--warm-up", "warm_up_s", type=click.FloatRange(0, 600), default=20.0, show_default=True,
               help="Seconds of the same changes before any is timed: a new broker is slow.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="A JSON object as the last line.")
 @click.option("--dir", "directory", type=click.Path(path_type=Path), default=Path(".ctxpipe/bench-freshness"))
-def command(rate: float, changes: int, rows: int, warm_up_s: float, as_json: bool, directory: Path) -> None:
-    """One connector and one worker on the flight context; each update of a flight is timed until a reader sees it."""
+def command(
+    vector: bool,
+    rate: float | None,
+    changes: int | None,
+    rows: int,
+    warm_up_s: float,
+    as_json: bool,
+    directory: Path,
+) -> None:
+    """One connector and one worker on the flight context; each update of a flight is timed until a reader sees it.
+
+    With --vector, on the aircraft context, a space of the engine `hash`, and `ctxpipe serve`: each new model of a plane
+    is timed, from Postgres' own time of the commit, until the answer of a search over HTTP that has its text as the
+    best hit. The engine's own time is in it, and told beside it: another engine takes longer. So is the time from one
+    search to the next. `stages_ms` tells the times between the records in Kafka.
+    """
     import asyncio
     import json
 
-    result = asyncio.run(_measure(rate, changes, rows, warm_up_s, directory))
+    if vector:
+        from pipeline.commands._bench_found import measure_found
+
+        tell: Callable[[str], None] = lambda line: click.echo(line, err=True)  # noqa: E731
+        measuring = measure_found(rate or 25.0, changes or 2_000, rows, warm_up_s, directory, tell)
+    else:
+        measuring = _measure(rate or 500.0, changes or 6_000, rows, warm_up_s, directory)
+    result = asyncio.run(measuring)
     if as_json:
         click.echo(json.dumps(result))
         return

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pipeline.composition import Choice
     from pipeline.core.config import Config
     from schemas.context import ContextSpec
+    from schemas.fan_out import FanOut
 
 UNREACHABLE = "unreachable"
 COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "unfit": "red", UNREACHABLE: "red"}
@@ -38,8 +39,9 @@ def command(source: str | None, as_json: bool, config_path: str) -> None:
     if source is not None:
         source_section(config, source)
     contexts = load_contexts(config)
-    findings, costs = asyncio.run(_check(config, contexts, [source] if source else sorted(config.sources)))
-    _show(findings, costs, as_json)
+    names = [source] if source else sorted(config.sources)
+    findings, costs, embeddings = asyncio.run(_check(config, contexts, names))
+    _show(findings, costs, embeddings, as_json)
     severities = {finding.severity for finding in findings}
     if UNREACHABLE in severities:
         click.get_current_context().exit(3)
@@ -49,13 +51,18 @@ def command(source: str | None, as_json: bool, config_path: str) -> None:
 
 async def _check(
     config: Config, contexts: Mapping[str, ContextSpec], names: list[str]
-) -> tuple[list[Finding], list[dict[str, Any]]]:
+) -> tuple[list[Finding], list[dict[str, Any]], list[dict[str, Any]]]:
+    from pipeline.commands._check_access import check_access
+    from pipeline.commands._check_history import check_history, check_tokenizer
+    from pipeline.commands._check_redis import check_redis
     from pipeline.commands._sources import configured_sources
 
     sources = configured_sources(config, names)
     checked = {source.name: await _check_source(source, contexts) for source in sources}
     concerned = [spec for spec in contexts.values() if {entity.source for entity in spec.entities.values()} & {*names}]
-    costs = await _costs(config, concerned) if all(map(_reached, checked.values())) else []
+    asked = all(map(_reached, checked.values()))
+    fan_outs = await _measured(config, concerned) if asked else {}
+    costs = _costs(concerned, fan_outs) if asked else []
     kafka = await _check_kafka(config, sources)
     for source in sources:
         if _reached(checked[source.name]) and _reached(kafka):
@@ -66,10 +73,30 @@ async def _check(
         checked = {name: [*findings, *told.get(name, [])] for name, findings in checked.items()}
     ours = {*config.sources} - foreign
     declared = [finding for spec in contexts.values() for finding in _check_decimals(spec, ours)]
-    redis = [_check_redis(str(config.redis.url))]
+    redis = [check_redis(config.redis)]
     versions = [await _check_version(config, spec) for spec in concerned] if _reached(redis) else []
     found = [finding for source in sources for finding in checked[source.name]]
-    return [*found, *declared, *kafka, *redis, *versions], costs
+    embedded, embeddings = await _check_embeddings(config, concerned, fan_outs, asked and _reached(redis))
+    opened = check_access(config, contexts)
+    past = [finding for spec in concerned for finding in check_tokenizer(config, spec)]
+    for spec in concerned:
+        past += await check_history(config, spec, fan_outs.get(spec.context, {}), _reached(kafka), _reached(redis))
+    return [*found, *declared, *kafka, *redis, *versions, *embedded, *past, *opened], costs, embeddings
+
+
+async def _check_embeddings(
+    config: Config, contexts: Iterable[ContextSpec], fan_outs: Mapping[str, Mapping[str, FanOut]], asks: bool
+) -> tuple[list[Finding], list[dict[str, Any]]]:
+    from pipeline.commands._check_embedding import check_embedding
+
+    findings: list[Finding] = []
+    embeddings = []
+    for spec in contexts:
+        if spec.embedding is not None:
+            found, shown = await check_embedding(config, spec, fan_outs.get(spec.context, {}), asks)
+            findings += found
+            embeddings.append(shown)
+    return findings, embeddings
 
 
 def _check_decimals(spec: ContextSpec, ours: set[str]) -> list[Finding]:
@@ -173,6 +200,7 @@ def _named(configured: Configured, findings: Iterable[Finding]) -> list[Finding]
 async def _check_version(config: Config, spec: ContextSpec) -> Finding:
     """What `worker` would refuse: a spec that was changed under the number of a version that has state."""
     from connectors.source import Finding
+    from pipeline.commands._check_history import tokenizer_digest
     from pipeline.core.errors import ConfigError, EnvironmentProblem, Fatal, Retryable
     from pipeline.stores.redis_client import RedisClient
     from pipeline.stores.redis_store import RedisServing, context_settings
@@ -180,7 +208,7 @@ async def _check_version(config: Config, spec: ContextSpec) -> Finding:
     subject = f"context {spec.context}"
     client = RedisClient(context_settings(config, spec, PING_TIMEOUT_S))
     try:
-        known = await RedisServing(client).known(spec)
+        known = await RedisServing(client).known(spec, tokenizer_digest(config, spec))
     except (ConfigError, Fatal) as error:
         return Finding("unfit", subject, str(error).removeprefix(f"{subject}: "))
     except (Retryable, EnvironmentProblem) as error:
@@ -230,17 +258,26 @@ def _missing_column(table: str, column: str, existing: list[str], places: list[s
     return Finding("unfit", f"{table}.{column}", f"does not exist; used by {'; '.join(places)}", hint)
 
 
-async def _costs(config: Config, contexts: Iterable[ContextSpec]) -> list[dict[str, Any]]:
-    """For sections left to `auto`: what copying and linking would cost, measured by SQL, and what workers would do."""
+async def _measured(config: Config, contexts: Iterable[ContextSpec]) -> dict[str, Mapping[str, FanOut]]:
+    """Context → section → how many bundles show one of its rows, counted by the source."""
+    from pipeline.commands._check_embedding import measured_spec
     from pipeline.commands._composition import measure
+
+    found: dict[str, Mapping[str, FanOut]] = {}
+    for spec in contexts:
+        found[spec.context], reasons = await measure(config, measured_spec(spec), MEASURE_TIMEOUT_S)
+        for reason in reasons:
+            click.echo(f"{spec.context}: fan-out can't be measured: {reason}", err=True)
+    return found
+
+
+def _costs(contexts: Iterable[ContextSpec], fan_outs: Mapping[str, Mapping[str, FanOut]]) -> list[dict[str, Any]]:
+    """For sections left to `auto`: what copying and linking would cost, and what workers would do."""
     from pipeline.composition import choose
 
     rows: list[dict[str, Any]] = []
     for spec in contexts:
-        fan_outs, reasons = await measure(config, spec, MEASURE_TIMEOUT_S)
-        for reason in reasons:
-            click.echo(f"{spec.context}: fan-out can't be measured: {reason}", err=True)
-        choices = choose(spec, fan_outs)
+        choices = choose(spec, fan_outs[spec.context])
         rows += [_cost(spec.context, path, choice) for path, choice in choices.items() if _costs_differ(choice)]
     return rows
 
@@ -278,48 +315,19 @@ async def _check_kafka(config: Config, sources: list[Configured]) -> list[Findin
         return [Finding(UNREACHABLE, "Kafka", str(error), "ctxpipe up, or mend kafka.bootstrap_servers")]
 
 
-def _check_redis(url: str) -> Finding:
-    """A PING over a plain socket, with the password of the address."""
-    import socket
-    import ssl
-    from urllib.parse import unquote, urlsplit
-
-    from connectors.source import Finding
-
-    parts = urlsplit(url)
-    host, port = parts.hostname or "127.0.0.1", parts.port or 6379
-    request = b"PING\r\n"
-    if parts.password:
-        words = [word for word in (unquote(parts.username or ""), unquote(parts.password)) if word]
-        request = b"AUTH " + " ".join(words).encode() + b"\r\n" + request
-    try:
-        with socket.create_connection((host, port), timeout=PING_TIMEOUT_S) as plain:
-            link = (
-                ssl.create_default_context().wrap_socket(plain, server_hostname=host)
-                if parts.scheme == "rediss"
-                else plain
-            )
-            link.sendall(request)
-            answer = link.recv(1000)
-    except OSError as error:
-        mend = "ctxpipe up, or mend redis.url"
-        return Finding(UNREACHABLE, "Redis", f"{host}:{port} can't be reached: {error}", mend)
-    if b"+PONG" in answer:
-        return Finding("ok", "Redis", f"{host}:{port} answers")
-    reason = answer.decode(errors="replace").strip().splitlines()[0] if answer else "no answer"
-    return Finding(UNREACHABLE, "Redis", f"{host}:{port}: {reason}", "Mend user and password in redis.url.")
-
-
-def _show(findings: list[Finding], costs: list[dict[str, Any]], as_json: bool) -> None:
+def _show(
+    findings: list[Finding], costs: list[dict[str, Any]], embeddings: list[dict[str, Any]], as_json: bool
+) -> None:
     import json
 
     if as_json:
         shown = [{"severity": f.severity, "subject": f.subject, "message": f.message, "mend": f.mend} for f in findings]
         fit = not {f.severity for f in findings} & {"unfit", UNREACHABLE}
-        click.echo(json.dumps({"fit": fit, "findings": shown, "sections": costs}))
+        click.echo(json.dumps({"fit": fit, "findings": shown, "sections": costs, "embeddings": embeddings}))
         return
     if click.get_text_stream("stdout").isatty():
         _tables(findings, costs)
+        _show_embeddings(embeddings)
         return
     for finding in findings:
         click.echo(f"{finding.severity:<11} {finding.subject}: {finding.message}")
@@ -327,6 +335,15 @@ def _show(findings: list[Finding], costs: list[dict[str, Any]], as_json: bool) -
             click.echo(f"{'':<11} mend: {finding.mend}")
     for cost in costs:
         click.echo(f"{'section':<11} {_sentence(cost)}")
+    _show_embeddings(embeddings)
+
+
+def _show_embeddings(embeddings: Iterable[Mapping[str, Any]]) -> None:
+    from pipeline.commands._check_embedding import sentence
+
+    for shown in embeddings:
+        for section in shown["sections"]:
+            click.echo(f"{'embedding':<11} {shown['context']}.{sentence(section)}")
 
 
 def _sentence(cost: Mapping[str, Any]) -> str:

@@ -81,7 +81,8 @@ def show_letter(chosen: tuple[str, str], number: int, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.pass_obj
 def redrive_letters(chosen: tuple[str, str], numbers: tuple[int, ...], every: bool, as_json: bool) -> None:
-    """Apply the records after all, once what stopped them was mended.
+    """Apply the records after all, once what stopped them was mended. Of a text that could not be made or embedded,
+    the bundle is looked at again.
 
     Repeating one is harmless: an older version never replaces a newer one. Exit code 1 when one still does not work.
     """
@@ -93,25 +94,38 @@ def redrive_letters(chosen: tuple[str, str], numbers: tuple[int, ...], every: bo
     wanted = found if every else _named(found, numbers)
     refused = [_never_there(chosen[0], one) for one in wanted if isinstance(one, Aside)]
     records = [one for one in wanted if not isinstance(one, Aside)]
-    refused += asyncio.run(_redriven(chosen, records)) if records else []
+    asked = 0
+    if records:
+        more, asked = asyncio.run(_redriven(chosen, records))
+        refused += more
+    applied = len(wanted) - len(refused) - asked
     if as_json:
-        click.echo(json.dumps({"redriven": len(wanted) - len(refused), "refused": refused}))
+        click.echo(json.dumps({"redriven": applied + asked, "looked_at_again": asked, "refused": refused}))
     else:
         for sentence in refused:
             click.echo(sentence, err=True)
-        click.echo(f"{len(wanted) - len(refused)} records applied")
+        if applied or not asked:
+            click.echo(f"{applied} records applied")
+        if asked:
+            click.echo(f"{asked} texts are looked at again; `ctxpipe get` shows what becomes of each")
     if refused:
         click.get_current_context().exit(1)
 
 
-async def _redriven(chosen: tuple[str, str], wanted: list[Found]) -> list[str]:
+async def _redriven(chosen: tuple[str, str], wanted: list[Found]) -> tuple[list[str], int]:
+    """What could not be done, and of how many the texts are looked at again."""
     from pipeline.core.config import load, load_contexts
     from pipeline.streams.compose import context_stream
+    from pipeline.streams.redrive import TextRequests
 
     config = load(chosen[1])
-    opened = await context_stream(config, load_contexts(config)[chosen[0]]).open()
+    spec = load_contexts(config)[chosen[0]]
+    kafka, embeds = config.kafka, spec.embedding is not None
+    texts = TextRequests(kafka.bootstrap_servers, spec.context, spec.version, embeds, **kafka.security)
+    opened = await context_stream(config, spec).open()
     try:
-        return await _box(chosen).redrive(wanted, opened.flow)
+        refused = await _box(chosen).redrive(wanted, opened.flow, texts)
+        return refused, sum(texts.embeds and texts.concern(one.letter) for one in wanted)
     finally:
         await opened.close()
 
@@ -129,7 +143,8 @@ def _box(chosen: tuple[str, str]) -> DeadLetterBox:
     from pipeline.streams.redrive import DeadLetterBox
     from schemas.topics import dead_letter_topic
 
-    return DeadLetterBox(load(chosen[1]).kafka.bootstrap_servers, dead_letter_topic(chosen[0]))
+    kafka = load(chosen[1]).kafka
+    return DeadLetterBox(kafka.bootstrap_servers, dead_letter_topic(chosen[0]), **kafka.security)
 
 
 def _read(chosen: tuple[str, str]) -> list[Found | Aside]:

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
+    from uvicorn import Server
+
     from pipeline.core.config import Config
 
 BACKLOG = 2048
+SWITCH_S = 0.0005
+"""So long a thread that keeps last known bundles, or an index, may hold up lookups; Python's own 5 ms are a budget."""
+YOUNG_MAX = 10_000
+"""New objects before the collector looks for cycles among them; more would make its shortest pause felt."""
 
 
 @click.command()
 @click.option("--host", help="Address to listen on; default from serve.host in the configuration.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port; default from serve.port; 0 takes a free one.")
+@click.option("--unprotected", is_flag=True, help="Let other machines read everything, without an access section.")
 @click.option("--config", "config_path", envvar="CTXPIPE_CONFIG", default="ctxpipe.yaml", show_default=True)
-def command(host: str | None, port: int | None, config_path: str) -> None:
+def command(host: str | None, port: int | None, unprotected: bool, config_path: str) -> None:
     """Answer lookups of all configured contexts over HTTP."""
     import asyncio
 
-    from pipeline.core.config import load
+    from pipeline.commands._access import refuse_unprotected
+    from pipeline.core.config import load, load_contexts
 
     config = load(config_path)
+    load_contexts(config)  # mistakes of files are told before anything of the machine is
+    refuse_unprotected(config, host or config.serve.host, unprotected)
     listener = listen(host or config.serve.host, config.serve.port if port is None else port)
     with listener:
         try:
@@ -49,44 +61,48 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 async def _serve(config: Config, listener: socket.socket) -> None:
-    import asyncio
+    from ipaddress import ip_address
 
     import uvicorn
 
-    from pipeline.commands._contexts import OpenContext, open_context
-    from pipeline.core.clock import SystemClock
-    from pipeline.core.config import load_contexts
+    from pipeline.commands._access import open_guard, server_options
+    from pipeline.commands._services import open_services
+    from pipeline.core.collector import settle
     from pipeline.core.logging import configure
+    from pipeline.lookup.host_names import OwnNamesOnly
     from pipeline.lookup.http import make_app
-    from pipeline.lookup.service import LookupService
-    from pipeline.lookup.versions import VersionKeeper
 
-    specs = load_contexts(config)
+    guard, options = open_guard(config), server_options(config)
     configure()
+    async with open_services(config) as services:
+        host, port = listener.getsockname()[:2]
+        scheme = "http" if config.serve.tls is None else "https"
+        names = ", ".join(f"{spec.context} (version {spec.version})" for spec in services.specs)
+        place = f"{scheme}://{host}:{port}"
+        click.echo(f"serving {names or 'no context'} on {place}/v1/contexts, a page for people on {place}/", err=True)
+        app = make_app(services.lookups, services.searches, guard, services.history, services.admission)
+        if not guard.active and ip_address(host).is_loopback:
+            app = OwnNamesOnly(app)
+        settings = uvicorn.Config(
+            app,
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            **options,
+        )
+        settle(YOUNG_MAX)
+        sys.setswitchinterval(SWITCH_S)
+        await run_server(uvicorn.Server(settings), listener)
 
-    async def open_version(name: str, version: int) -> OpenContext:
-        return await open_context(config, specs[name], version=version)
 
-    opened: dict[str, OpenContext] = {}
-    try:
-        for name, spec in specs.items():
-            opened[name] = await open_context(config, spec)
-    except BaseException:
-        for context in opened.values():
-            await context.close()
-        raise
-    service = LookupService({name: context.served for name, context in opened.items()}, SystemClock())
-    keeper = VersionKeeper(service, opened, open_version)
-    host, port = listener.getsockname()[:2]
-    names = ", ".join(f"{name} (version {context.spec.version})" for name, context in sorted(opened.items()))
-    click.echo(f"serving {names or 'no context'} on http://{host}:{port}/v1/contexts", err=True)
-    settings = uvicorn.Config(
-        make_app(service), http="httptools", lifespan="off", log_level="warning", access_log=False, server_header=False
-    )
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            keeping = tasks.create_task(keeper.run())
-            await uvicorn.Server(settings).serve(sockets=[listener])
-            keeping.cancel()
-    finally:
-        await keeper.close()
+async def run_server(server: Server, listener: socket.socket) -> None:
+    """Until SIGTERM or SIGINT. uvicorn raises the signal once more when it has answered what was on its way, and its
+    default would end the process before anything of ours is closed."""
+    signal.signal(signal.SIGTERM, _swallow_one)
+    await server.serve(sockets=[listener])
+
+
+def _swallow_one(number: int, _frame: object) -> None:
+    """The next one ends a process that hangs while it closes."""
+    signal.signal(number, signal.SIG_DFL)

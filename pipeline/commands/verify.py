@@ -41,8 +41,8 @@ def command(
     """Compute the bundles of CONTEXT from the sources by SQL and CQL and compare them with what lookups answer.
 
     While a changed spec is built, the version that serves is verified, by the spec that it was built from. Of sources
-    that do not tell how far their changes have come (cassandra, debezium), what differs is compared again and again,
-    and counts when it differs for as long as --wait says.
+    that do not tell how far their changes have come (cassandra without heartbeat_table or of several nodes, debezium),
+    what differs is compared again and again, and counts when it differs for as long as --wait says.
     Exit code 0: equal; 1: they differ; 3: a side is away, or changes do not arrive.
     """
     import asyncio
@@ -94,8 +94,8 @@ async def verify_context(
     from contextlib import AsyncExitStack
     from dataclasses import replace
 
-    from pipeline.commands._contexts import open_context
     from pipeline.core.clock import SystemClock
+    from pipeline.lookup.opened import open_context
     from pipeline.ops.oracle import Oracle
     from pipeline.ops.verify import Verifier
     from schemas.keys import root_key_texts
@@ -104,7 +104,7 @@ async def verify_context(
         answers = await open_context(config, spec, version=version, changes_allowed=False)
         stack.push_async_callback(answers.close)
         _note_version(spec, answers.spec, version)
-        readings = _readings(config, answers.spec, progress)
+        readings = readings_of(config, answers.spec, progress)
         readers = {name: reading.reader for name, reading in readings.items()}
         for reader in readers.values():
             stack.push_async_callback(reader.close)
@@ -112,14 +112,15 @@ async def verify_context(
         for hint in oracle.hints:
             click.echo(f"note: {hint}", err=True)
         keys = tuple(root_key_texts(answers.spec, settings.keys))
-        beating = {name for name, reading in readings.items() if reading.heartbeats}
+        beating = {name for name, reading in readings.items() if await reading.has_heartbeats()}
         topics = await _topics(config, answers.spec, beating)
-        settings = replace(settings, keys=keys, topics=topics, patience_s=_patience_s(readings, settings.wait_s))
+        patience_s = _patience_s(readings, beating, settings.wait_s)
+        settings = replace(settings, keys=keys, topics=topics, patience_s=patience_s)
         result = await Verifier(oracle, answers, readers, SystemClock(), settings, progress).run()
         return replace(result, version=answers.spec.version)
 
 
-def _readings(config: Config, spec: ContextSpec, progress: Progress) -> dict[str, Reading]:
+def readings_of(config: Config, spec: ContextSpec, progress: Progress) -> dict[str, Reading]:
     """By source. Raises ConfigError with every source that is not there or can't be verified."""
     from connectors.readers import reading_of
     from pipeline.commands._sources import configured_sources
@@ -142,10 +143,10 @@ def _readings(config: Config, spec: ContextSpec, progress: Progress) -> dict[str
     return readings
 
 
-def _patience_s(readings: Mapping[str, Reading], wait_s: float) -> float:
+def _patience_s(readings: Mapping[str, Reading], beating: set[str], wait_s: float) -> float:
     """Without heartbeats nothing tells what has been applied: then what differs may be on its way, as long as waiting
     for it would be allowed."""
-    return max(reading.settle_s + (0.0 if reading.heartbeats else wait_s) for reading in readings.values())
+    return max(reading.settle_s + (0.0 if name in beating else wait_s) for name, reading in readings.items())
 
 
 def _note_version(configured: ContextSpec, verified: ContextSpec, asked: int | None) -> None:
@@ -163,7 +164,7 @@ async def _topics(config: Config, spec: ContextSpec, sources: set[str]) -> dict[
         if entity.source in sources:
             topics.setdefault(entity.source, []).append(table_topic(entity.source, entity.table))
     names = [name for listed in topics.values() for name in listed]
-    counts = await partition_counts(config.kafka.bootstrap_servers, sorted(set(names)))
+    counts = await partition_counts(config.kafka.bootstrap_servers, sorted(set(names)), config.kafka.security)
     return {source: {name: counts[name] for name in listed} for source, listed in topics.items()}
 
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from pipeline.streams.supervisor import Place
+    from schemas.context import ContextSpec
 
 
 @click.command()
@@ -11,15 +18,26 @@ import click
 @click.option(
     "--metrics-port",
     type=click.IntRange(0, 65535),
-    help="Serve /metrics on 127.0.0.1: the first process at this port, each other one port on; 0 takes free ones.",
+    help="Serve /metrics on 127.0.0.1: the first process at this port, each other one port on, then four for the "
+    "spaces of each context that embeds; 0 takes free ones.",
+)
+@click.option(
+    "--role",
+    type=click.Choice(["all", "bundles", "embedding"]),
+    default="all",
+    show_default=True,
+    help="Only build bundles, or only embed their texts, as on machines of their own.",
 )
 @click.option("--config", "config_path", envvar="CTXPIPE_CONFIG", default="ctxpipe.yaml", show_default=True)
-def command(contexts: tuple[str, ...], processes: int, metrics_port: int | None, config_path: str) -> None:
+def command(contexts: tuple[str, ...], processes: int, metrics_port: int | None, role: str, config_path: str) -> None:
     """Run workers for each CONTEXT, by default for all of the configuration.
 
     A worker that ends is started again. Stop with Ctrl-C or SIGTERM: running batches finish, offsets are committed.
     Kafka, Redis and the topics may come up later than the workers. Sections with `compose: auto` are measured first,
     where their sources answer; what the first worker of a version decides is kept.
+
+    A context with an `embedding` section gets a process for each of its spaces beside them. A changed section starts a
+    new space, which takes over when it is complete and its gate holds; `ctxpipe space` shows them.
     """
     import asyncio
     import signal
@@ -32,6 +50,7 @@ def command(contexts: tuple[str, ...], processes: int, metrics_port: int | None,
     from pipeline.core.logging import configure
     from pipeline.plan import compile_plan
     from pipeline.streams.supervisor import Supervisor, places
+    from pipeline.streams.token_counting import token_counting
 
     config = load(config_path)
     known = load_contexts(config)
@@ -45,11 +64,29 @@ def command(contexts: tuple[str, ...], processes: int, metrics_port: int | None,
         raise ConfigError([f"{config_path} names no contexts: add some under 'contexts'"])
     for name in chosen:
         compile_plan(known[name], mask_secret=config.mask_key)
+        token_counting(known[name], config.embedding)
     configure()
-    proposals = asyncio.run(propose(config, [known[name] for name in chosen]))
+    proposals = asyncio.run(propose(config, [known[name] for name in chosen])) if role != "embedding" else {}
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    wanted = places(str(Path(config_path).resolve()), chosen, processes, proposals, metrics_port)
+    path = str(Path(config_path).resolve())
+    wanted = places(path, chosen, processes, proposals, metrics_port) if role != "embedding" else []
+    if role != "bundles":
+        wanted += _keepers(path, [known[name] for name in chosen], metrics_port, len(wanted))
+    if not wanted:
+        raise ConfigError([f"none of {', '.join(chosen)} embeds anything: give one an `embedding` section"])
     code = Supervisor(wanted).run(stop)
     click.get_current_context().exit(code)
+
+
+def _keepers(config_path: str, specs: Sequence[ContextSpec], metrics_port: int | None, ports_taken: int) -> list[Place]:
+    """What keeps the spaces of each context that embeds."""
+    from pipeline.commands._embedding_keeper import METRICS_PORTS, place_of
+
+    found: list[Place] = []
+    for spec in specs:
+        if spec.embedding is not None:
+            first = metrics_port + ports_taken + METRICS_PORTS * len(found) if metrics_port else metrics_port
+            found.append(place_of(config_path, spec.context, first))
+    return found

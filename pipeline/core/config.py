@@ -7,13 +7,17 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic import Field, PrivateAttr, SecretStr, ValidationError, field_validator
 
 from pipeline.core import debezium
+from pipeline.core.access import AccessConfig, TlsConfig, access_mistakes
 from pipeline.core.errors import ConfigError
+from pipeline.core.kafka import KafkaConfig
+from pipeline.core.redis import RedisConfig
+from pipeline.core.section import ConfigPart
 from schemas.context import ContextSpec, FieldSpec, Name, Section
 from schemas.context_file import ContextFile, read_context
 from schemas.errors import SpecError
@@ -32,58 +36,102 @@ _VARIABLE = re.compile(r"\$(?:(\$)|\{([^}]*)\})")
 _VARIABLE_NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 
 
-class ConfigPart(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class NearCacheConfig(ConfigPart):
+    """Bundles in the lookup process itself, told by Redis of every change. `age_ms_max`: nothing is answered from it
+    that Redis has not confirmed so lately. 0 bytes: none."""
+
+    bytes_max: int = Field(default=64 * 1024 * 1024, ge=0, le=64 * 1024 * 1024 * 1024)
+    age_ms_max: int = Field(default=1_000, ge=10, le=60_000)
 
 
-class KafkaConfig(ConfigPart):
-    """`partitions` and `replication_factor` are for topics that ctxpipe makes."""
+class LastKnownConfig(ConfigPart):
+    """Bundles as they were last seen, for the time that Redis is away; kept in the data directory. 0 bundles: none."""
 
-    bootstrap_servers: str = Field(min_length=1, description="host:port, several with commas between them")
-    partitions: int = Field(default=8, ge=1, le=1000)
-    replication_factor: int = Field(default=1, ge=1, le=10)
-
-    @field_validator("bootstrap_servers")
-    @classmethod
-    def _addresses(cls, value: str) -> str:
-        for address in value.split(","):
-            host, _, port = address.strip().rpartition(":")
-            if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-                raise ValueError(f"{address.strip()!r} is not host:port, e.g. 127.0.0.1:9092")
-        return value
+    bundles_max: int = Field(default=20_000, ge=0, le=10_000_000)
+    age_s_max: int = Field(default=86_400, ge=1, le=31_536_000, description="older ones are not answered any more")
 
 
-class RedisConfig(ConfigPart):
-    """`url` may hold a password and is left out of every representation."""
+class AdmissionConfig(ConfigPart):
+    """More requests than `in_flight_max` at once, or more than can be answered in time, are refused at once. 0: as many
+    as come."""
 
-    url: str = Field(repr=False, description="redis://[user:password@]host:port/database, rediss:// with TLS")
-    cluster: bool = False
-    prefix: str = Field(default="ctxpipe", pattern=r"^[A-Za-z0-9_.:-]+$", max_length=60)
-
-    @field_validator("url")
-    @classmethod
-    def _scheme(cls, value: str) -> str:
-        if not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("is no Redis address; write redis://host:port/0, or rediss:// with TLS")
-        try:
-            parts = urlsplit(value)
-            fits = value.startswith("unix://") or bool(parts.hostname and parts.port != 0)
-        except ValueError:
-            fits = False
-        if not fits:
-            raise ValueError("has no host and port that can be read; write redis://host:port/0, with % as %25 in it")
-        database = parts.path.strip("/")
-        if not value.startswith("unix://") and database and not database.isdecimal():
-            # It is not shown: where a password holds an unescaped slash, this is the rest of it.
-            raise ValueError("the database after host:port is no number; write redis://host:port/0, and / as %2F")
-        return value
+    in_flight_max: int = Field(default=256, ge=0, le=100_000)
 
 
 class ServeConfig(ConfigPart):
-    """Where `ctxpipe serve` listens; port 0 takes a free one."""
+    """Where `ctxpipe serve` listens; port 0 takes a free one. `data_directory` keeps the indexes of searches, which are
+    read from Kafka anew where it is empty; one server to a folder. Other machines reach it only with `access`, or
+    where `unprotected` says that everybody who does may read everything."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
+    data_directory: str = Field(default=".ctxpipe", min_length=1, description="relative to this file")
+    unprotected: bool = False
+    tls: TlsConfig | None = None
+    near_cache: NearCacheConfig = Field(default_factory=NearCacheConfig)
+    last_known: LastKnownConfig = Field(default_factory=LastKnownConfig)
+    admission: AdmissionConfig = Field(default_factory=AdmissionConfig)
+
+
+class EndpointConfig(ConfigPart):
+    """An OpenAI-compatible API that embeds. `tokens_max` of a text, `request_…_max` of one request.
+
+    `price_per_million_tokens` in any currency; without it, costs are unknown instead of 0.
+    """
+
+    url: str = Field(repr=False, description="up to /v1, e.g. https://api.openai.com/v1")
+    api_key: SecretStr | None = Field(default=None, min_length=1)
+    tokens_max: int = Field(default=8191, ge=8, le=1_000_000)
+    request_texts_max: int = Field(default=256, ge=1, le=10_000)
+    request_tokens_max: int = Field(default=100_000, ge=8, le=10_000_000)
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    price_per_million_tokens: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    timeout_s: float = Field(default=30, gt=0, le=600)
+    encoding: Literal["float", "base64"] = "float"
+    ask_dimension: bool = Field(default=False, description="send the spec's dimension, for models that can shorten")
+
+    @field_validator("url")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError("is no address of an API; write https://host/v1")
+        return value
+
+
+class EmbeddingConfig(ConfigPart):
+    """What engines of embeddings may use. Folders of `model_directories` are searched for the names of models.
+
+    A batch goes to the engine with `batch_texts_max` texts, or when its oldest has waited `batch_wait_ms`, which is
+    worth it where each call is paid for; what comes while the engine is busy goes together anyway.
+    `candidate_texts_per_s` slows down the building of a space that does not serve yet, so that it spares a shared
+    machine or a provider's limits; None: as fast as it goes.
+    """
+
+    endpoints: dict[Name, EndpointConfig] = Field(default_factory=dict)
+    model_directories: list[str] = Field(default_factory=list, description="relative to this file")
+    threads: int = Field(default=1, ge=1, le=256, description="of one engine")
+    batch_texts_max: int = Field(default=32, ge=1, le=10_000)
+    batch_wait_ms: float = Field(default=0.0, ge=0, le=10_000)
+    candidate_texts_per_s: float | None = Field(default=None, gt=0)
+    hub: bool = Field(default=False, description="true lets models be fetched from the Hugging Face hub")
+
+    _folder: Path = PrivateAttr(default=Path())
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths of models start: the folder of the file."""
+        return self._folder
+
+    @property
+    def directories(self) -> list[Path]:
+        """Where models are searched by name, in this order."""
+        return [self._folder / Path(directory).expanduser() for directory in self.model_directories]
 
 
 class Config(ConfigPart):
@@ -94,6 +142,8 @@ class Config(ConfigPart):
     sources: dict[Name, dict[str, Any]] = Field(default_factory=dict, repr=False)
     contexts: list[str] = Field(default_factory=list, description="file patterns, relative to this file")
     serve: ServeConfig = Field(default_factory=ServeConfig)
+    access: AccessConfig = Field(default_factory=AccessConfig)
+    embedding: EmbeddingConfig = Field(default_factory=EmbeddingConfig)
     mask_secret: SecretStr | None = Field(
         default=None, min_length=1, description="key of the hashes that mask: hash makes"
     )
@@ -104,6 +154,11 @@ class Config(ConfigPart):
     def path(self) -> Path:
         """The file that this was read from; relative patterns start in its folder."""
         return self._path
+
+    @property
+    def data_directory(self) -> Path:
+        """Where `serve` keeps what it can read anew."""
+        return self._path.parent / self.serve.data_directory
 
     @property
     def mask_key(self) -> bytes:
@@ -145,7 +200,9 @@ def load(path: str | Path = DEFAULT_PATH) -> Config:
         mistakes += [m for m in mistakes_of(error, Config, {}) if m.location not in named and not _said(m)]
         raise ConfigError(document.sentences(mistakes)) from None
     config._path = file
+    config.embedding._folder = config.redis._folder = config.kafka._folder = file.parent
     mistakes += _source_mistakes(config)
+    mistakes += [Mistake(at, text) for at, text in access_mistakes(config.access, config.serve.tls)]
     if mistakes:
         raise ConfigError(document.sentences(mistakes))
     return config
@@ -153,6 +210,11 @@ def load(path: str | Path = DEFAULT_PATH) -> Config:
 
 def load_contexts(config: Config) -> dict[str, ContextSpec]:
     """The contexts by name, sorted. Raises ConfigError with the mistakes of all their files."""
+    return {name: file.spec for name, file in load_context_files(config).items()}
+
+
+def load_context_files(config: Config) -> dict[str, ContextFile]:
+    """As load_contexts, with the files that the specs came from: what a spec names is relative to its file."""
     mistakes: list[str] = []
     files: dict[str, ContextFile] = {}
     for path in _context_paths(config, mistakes):
@@ -169,7 +231,7 @@ def load_contexts(config: Config) -> dict[str, ContextSpec]:
         mistakes += file.document.sentences(_context_mistakes(config, file.spec))
     if mistakes:
         raise ConfigError(mistakes)
-    return {name: files[name].spec for name in sorted(files)}
+    return {name: files[name] for name in sorted(files)}
 
 
 def without_secrets(value: Any, key: str = "") -> Any:
@@ -306,6 +368,11 @@ def _context_mistakes(config: Config, spec: ContextSpec) -> Iterator[Mistake]:
             hint = suggestion(entity.table, tables)
             text = f"source {entity.source} does not capture {entity.table}; add it in {config.path}{hint}"
             yield Mistake((*at, "table"), text)
+    endpoint = spec.embedding.endpoint if spec.embedding is not None and spec.embedding.engine == "openai" else None
+    if endpoint is not None and endpoint not in config.embedding.endpoints:
+        hint = suggestion(endpoint, config.embedding.endpoints)
+        text = f"{config.path} has no endpoint {endpoint!r} under 'embedding: endpoints:'{hint}"
+        yield Mistake(("embedding", "endpoint"), text)
     if config.mask_secret is None:
         for location in _hashed(spec.fields, spec.sections, ()):
             text = f"hash needs a secret; write mask_secret: ${{CTXPIPE_MASK_SECRET}} in {config.path}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from datetime import UTC, datetime
 from typing import IO, Literal
 
@@ -19,8 +20,8 @@ Style = Literal["auto", "json", "console"]
 MESSAGE_LENGTH_MAX = 4_000
 """Characters of one message or traceback; what a driver has to say beyond is cut."""
 
-# Libraries that tell each heartbeat and rebalance at INFO.
-QUIET = ("kafka", "mode", "faust", "asyncio", "uvicorn.access", "httpx")
+# Libraries that tell each heartbeat, rebalance or file that they load at INFO.
+QUIET = ("kafka", "mode", "faust", "asyncio", "uvicorn.access", "httpx", "faiss.loader", "sentence_transformers")
 # It logs what it raises as well: its errors are told once, by us.
 SILENT = ("aiokafka",)
 
@@ -92,5 +93,24 @@ def _plain(value: object) -> object:
 
 
 def _clean(text: str) -> str:
-    masked = mask_addresses(text)
+    # Most texts can hold none, and looking costs more than the rest of a line.
+    masked = mask_addresses(text) if "://" in text or "=" in text else text
     return masked if len(masked) <= MESSAGE_LENGTH_MAX else f"{masked[:MESSAGE_LENGTH_MAX]}… (cut)"
+
+
+class SparseLog:
+    """What may happen thousands of times a second, told once a second at most, with how often it was not told."""
+
+    def __init__(self, log: logging.Logger, every_s: float = 1.0) -> None:
+        self._log, self._every_s = log, every_s
+        self._told_at_s: float | None = None
+        self._untold = 0
+
+    def tell(self, message: str, *values: object) -> None:
+        now_s = time.monotonic()
+        if self._told_at_s is not None and now_s - self._told_at_s < self._every_s:
+            self._untold += 1
+            return
+        more = f" ({self._untold:,} more like it since the last time)" if self._untold else ""
+        self._told_at_s, self._untold = now_s, 0
+        self._log.warning(message + more, *values)

@@ -83,9 +83,54 @@ worker_applied_age_seconds = _gauge(
     "ctxpipe_worker_applied_age_seconds", "Age of the newest change that was applied.", "context", "source"
 )
 
+# Embedding: Redis → texts → vectors in Kafka.
+embedding_bundles = _counter("ctxpipe_embedding_bundles_total", "Bundles looked at for a text.", "context", "space")
+embedding_texts = _counter("ctxpipe_embedding_texts_total", "Texts that changed, ends included.", "context", "space")
+embedding_spared = _counter("ctxpipe_embedding_spared_total", "Texts passed over as done.", "context", "space")
+embedding_vectors = _counter("ctxpipe_embedding_vectors_total", "Texts that were embedded.", "context", "space")
+embedding_pieces = _counter("ctxpipe_embedding_pieces_total", "Pieces of them, each a vector.", "context", "space")
+embedding_cut = _counter("ctxpipe_embedding_cut_total", "Texts of which an end is in no vector.", "context", "space")
+embedding_refused = _counter("ctxpipe_embedding_refused_total", "Texts that never get a vector.", "context", "space")
+embedding_retries = _counter("ctxpipe_embedding_retries_total", "Batches tried again.", "context", "space")
+embedding_seconds = _histogram(
+    "ctxpipe_embedding_seconds", "Time to embed some texts.", LATENCIES_S, "context", "space"
+)
+embedding_cost = _gauge("ctxpipe_embedding_cost", "Cost of this process so far, by its prices.", "context", "space")
+embedding_lag_records = _gauge("ctxpipe_embedding_lag_records", "Behind the ends of the topics.", "context", "space")
+
 # Lookup: Redis → the orchestrator.
 lookup_answers = _counter("ctxpipe_lookup_answers_total", "Bundles answered, by status.", "context", "status")
+lookup_rung_answers = _counter("ctxpipe_lookup_rung_answers_total", "Bundles read, by where.", "context", "rung")
+lookup_rung_passed = _counter(
+    "ctxpipe_lookup_rung_passed_total", "Times that a rung did not answer, and why.", "context", "rung", "reason"
+)
+lookup_rung_seconds = _histogram(
+    "ctxpipe_lookup_rung_seconds", "Time until a rung had answered.", LATENCIES_S, "context", "rung"
+)
+lookup_shed = _counter("ctxpipe_lookup_shed_total", "Requests refused because they could not be in time.", "reason")
+lookup_hedges = _counter("ctxpipe_lookup_hedges_total", "Reads sent to the replica too.", "context")
+lookup_hedges_won = _counter("ctxpipe_lookup_hedges_won_total", "Those that it answered first.", "context")
+lookup_near_bytes = _gauge("ctxpipe_lookup_near_bytes", "Bytes in the near cache.", "context")
+lookup_near_events = _counter(
+    "ctxpipe_lookup_near_events_total", "Hits, misses, invalidations, flushes, evictions.", "context", "kind"
+)
+lookup_known = _gauge("ctxpipe_lookup_last_known_bundles", "Bundles that are known from last time.", "context")
+lookup_in_flight = _gauge("ctxpipe_lookup_in_flight_requests", "Requests that are being answered.")
+lookup_limit = _gauge("ctxpipe_lookup_limit_requests", "So many are let in at once, as things are.")
+lookup_refused = _counter("ctxpipe_lookup_refused_total", "Requests without a good credential or scope.", "kind")
 lookup_seconds = _histogram("ctxpipe_lookup_seconds", "Time of a request in the service.", LATENCIES_S, "operation")
+
+# Search: Kafka → the indexes of a space → the orchestrator.
+active_space = _gauge("ctxpipe_active_space_info", "1 for the space that answers searches here.", "context", "space")
+search_answers = _counter("ctxpipe_search_answers_total", "Searches answered, by how.", "context", "mode")
+search_degraded = _counter("ctxpipe_search_degraded_total", "Answered by less than was asked.", "context", "part")
+search_unavailable = _counter("ctxpipe_search_unavailable_total", "Searches that nothing could answer.", "context")
+search_moved_on = _counter("ctxpipe_search_moved_on_total", "Hits whose bundle has another text now.", "context")
+search_dropped = _counter("ctxpipe_search_dropped_total", "Hits whose bundle is gone.", "context")
+replica_records = _counter("ctxpipe_replica_records_total", "Texts and vectors applied.", "context", "space")
+replica_refused = _counter("ctxpipe_replica_refused_total", "Records that are none of the space.", "context", "space")
+replica_anew = _counter("ctxpipe_replica_anew_total", "Indexes that had to start anew.", "context", "space")
+replica_lag_records = _gauge("ctxpipe_replica_lag_records", "Behind the end of the topics.", "context", "space")
 
 
 def expose() -> tuple[bytes, str]:

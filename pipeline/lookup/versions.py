@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from pipeline.core.errors import CtxpipeError
-from pipeline.lookup.service import LookupService, ServedContext
+from pipeline.lookup.served import ServedContext
+from pipeline.lookup.service import LookupService
 
 LOOK_EVERY_S = 0.5
 

@@ -313,23 +313,55 @@ local function members(keys, args)
   return out
 end
 
--- KEYS: counters hash of a bucket. ARGV: unit keys.
+-- KEYS: counters hash of a bucket. ARGV: unit keys, each once. A counter is never below the time, in microseconds:
+-- what Kafka holds of builds before a Redis lost its memory stays older than the builds after it.
 local function dirty(keys, args)
-  local out = {}
-  for i, field in ipairs(args) do out[i] = redis.call('HINCRBY', keys[1], field, 1) end
+  local time, out = redis.call('TIME'), {}
+  local now = time[1] * 1000000 + time[2]
+  for first = 1, #args, 1000 do
+    local last = math.min(first + 999, #args)
+    local found, written = redis.call('HMGET', keys[1], unpack(args, first, last)), {}
+    for i = first, last do
+      out[i] = math.max((tonumber(found[i - first + 1]) or 0) + 1, now)
+      written[#written + 1] = args[i]
+      written[#written + 1] = out[i]
+    end
+    redis.call('HSET', keys[1], unpack(written))
+  end
   return out
 end
 
--- KEYS: bundle or fragment keys. ARGV: seconds to live (0: for ever), seconds that a deletion is remembered, values.
+-- What a former value of a bundle is called: `b:` before its bucket becomes `h:`, and its counter stands at the end.
+local function former_name(key, counter)
+  local at = string.find(key, '{', 1, true)
+  return string.sub(key, 1, at - 3) .. 'h:' .. string.sub(key, at) .. ':' .. counter
+end
+
+-- KEYS: bundle or fragment keys. ARGV: seconds to live (0: for ever), seconds that a deletion is remembered, seconds
+-- that a former value is kept (0: not at all), values. A former value is moved, not copied. One that may end by itself
+-- has its copy from the start, since nobody is there to make one at its end.
 local function put(keys, args)
   local out = {}
+  local kept = tonumber(args[3])
   for i, key in ipairs(keys) do
-    local value = args[i + 2]
+    local value = args[i + 3]
     local head = redis.call('GETRANGE', key, 0, 57)
     if head ~= '' and string.sub(head, 1, 16) > string.sub(value, 1, 16) then
       out[i] = 0
     else
-      local live = string.sub(value, 18, 18) == '-' and args[2] or args[1]
+      local deleted = string.sub(value, 18, 18) == '-'
+      local live = deleted and args[2] or args[1]
+      if kept > 0 then
+        local counter = string.sub(head, 1, 16)
+        if head ~= '' and string.sub(head, 18, 18) ~= '-' and counter ~= string.sub(value, 1, 16) then
+          local former = former_name(key, counter)
+          redis.call('RENAME', key, former)
+          redis.call('EXPIRE', former, kept)
+        end
+        if args[1] ~= '0' and not deleted then
+          redis.call('SET', former_name(key, string.sub(value, 1, 16)), value, 'EX', kept + tonumber(args[1]))
+        end
+      end
       if live == '0' then redis.call('SET', key, value) else redis.call('SET', key, value, 'EX', live) end
       if head == '' then
         out[i] = string.sub(value, 18, 18) == '-' and 0 or 1
@@ -364,6 +396,14 @@ local function marks(keys, args)
   return { identity(keys[1]), redis.call('HMGET', keys[1], unpack(args, 2)) }
 end
 
+-- KEYS: marks hash of a bucket, applied positions in it. ARGV: the identity that took the writes, then (partition,
+-- position) pairs. Answer: the present identity; nothing is written where it is another.
+local function tell(keys, args)
+  local present = identity(keys[1])
+  if args[1] == present then redis.call('HSET', keys[2], unpack(args, 2)) end
+  return present
+end
+
 -- Bundles with their fragments, for a single node: the fragments' keys are found here. KEYS: bundle keys.
 -- ARGV: prefix of fragment keys, number of buckets. Answer per key: the bundle, then fragments in order of reference.
 local function fetch(keys, args)
@@ -379,6 +419,156 @@ local function fetch(keys, args)
     out[i] = row
   end
   return out
+end
+
+-- Embedding spaces of a version: one hash. Per space `r:` its record as registered, `s:` its state, `c:` when that
+-- changed, `e:` evidence; `serving` names the one that answers searches.
+local function move_spaces(key, from, to, now)
+  for _, field in ipairs(redis.call('HKEYS', key)) do
+    if string.sub(field, 1, 2) == 's:' and redis.call('HGET', key, field) == from then
+      redis.call('HSET', key, field, to, 'c:' .. string.sub(field, 3), now)
+    end
+  end
+end
+
+-- KEYS: spaces hash. ARGV: space, record, time. A version has one candidate: another is retired. Answer: 1 where it is new.
+local function space_register(keys, args)
+  local state = redis.call('HGET', keys[1], 's:' .. args[1])
+  if state and state ~= 'retired' then return 0 end
+  move_spaces(keys[1], 'candidate', 'retired', args[3])
+  redis.call('HSET', keys[1], 'r:' .. args[1], args[2], 's:' .. args[1], 'candidate', 'c:' .. args[1], args[3])
+  redis.call('HDEL', keys[1], 'e:' .. args[1])
+  return 1
+end
+
+-- KEYS: spaces hash. ARGV: space, the one that serves now or nothing, evidence, time. Answer: 1 where it serves now.
+local function space_promote(keys, args)
+  local state, serving = redis.call('HGET', keys[1], 's:' .. args[1]), redis.call('HGET', keys[1], 'serving') or ''
+  if not state or state == 'retired' or serving ~= args[2] or serving == args[1] then return 0 end
+  move_spaces(keys[1], 'previous', 'retired', args[4])
+  move_spaces(keys[1], 'serving', 'previous', args[4])
+  redis.call('HSET', keys[1], 's:' .. args[1], 'serving', 'c:' .. args[1], args[4], 'e:' .. args[1], args[3])
+  redis.call('HSET', keys[1], 'serving', args[1])
+  return 1
+end
+
+-- KEYS: spaces hash. ARGV: space, evidence.
+local function space_note(keys, args)
+  if redis.call('HEXISTS', keys[1], 's:' .. args[1]) == 0 then return 0 end
+  redis.call('HSET', keys[1], 'e:' .. args[1], args[2])
+  return 1
+end
+
+-- KEYS: spaces hash. ARGV: space, time. Answer: 0 for the one that serves and for one that is not there.
+local function space_retire(keys, args)
+  local state = redis.call('HGET', keys[1], 's:' .. args[1])
+  if not state or state == 'serving' then return 0 end
+  if state ~= 'retired' then redis.call('HSET', keys[1], 's:' .. args[1], 'retired', 'c:' .. args[1], args[2]) end
+  return 1
+end
+
+-- What is known of vectors: msgpack arrays of counter, bundle hash, text hash, vector hash, problem, filters hash, and
+-- offsets of the request, the text and the vector; -1 where none is known.
+-- KEYS of all that write: states hash, index of endings. ARGV: time in seconds, seconds that a deletion is remembered.
+-- One without bundle, text and vector ends then; each write takes a few that are due with it.
+local function write_state(keys, args, key, state)
+  redis.call('HSET', keys[1], key, cmsgpack.pack(state))
+  if state[2] == '' and state[3] == '' and state[4] == '' then
+    redis.call('ZADD', keys[2], tonumber(args[1]) + tonumber(args[2]), key)
+  else
+    redis.call('ZREM', keys[2], key)
+  end
+end
+
+local function end_states(keys, args)
+  for _, key in ipairs(redis.call('ZRANGEBYSCORE', keys[2], '-inf', args[1], 'LIMIT', 0, 100)) do
+    redis.call('HDEL', keys[1], key)
+    redis.call('ZREM', keys[2], key)
+  end
+end
+
+local function state_of(keys, key)
+  local stored = redis.call('HGET', keys[1], key)
+  if not stored then return nil end
+  local state = cmsgpack.unpack(stored)
+  for i = 7, 9 do state[i] = state[i] or -1 end
+  return state
+end
+
+-- ARGV: then (key, state) each. Answer per key: 0 where a higher counter or request was there, or a text of a higher
+-- offset: nothing changes. What is known of the vector stays, and the problem where the text stays.
+local function text_states(keys, args)
+  end_states(keys, args)
+  local out = {}
+  for i = 3, #args, 2 do
+    local stored, state = state_of(keys, args[i]), cmsgpack.unpack(args[i + 1])
+    local taken = not stored or (stored[1] <= state[1] and stored[7] <= state[7] and stored[8] <= state[8])
+    if taken and not stored then
+      state[4], state[9] = '', -1
+      write_state(keys, args, args[i], state)
+    elseif taken then
+      state[4], state[9] = stored[4], stored[9]
+      if state[3] ~= '' and state[3] == stored[3] then state[5] = stored[5] end
+      write_state(keys, args, args[i], state)
+    end
+    out[(i - 1) / 2] = taken and 1 or 0
+  end
+  return out
+end
+
+-- ARGV: then (key, text hash, problem, offset or nothing) each. Answer per key: 0 where another text is wanted. A lower
+-- offset changes nothing, an equal one only tells of a problem. Why there is no text stays with a deletion.
+local function vector_states(keys, args)
+  end_states(keys, args)
+  local out = {}
+  for i = 3, #args, 4 do
+    local stored, wanted = state_of(keys, args[i]), false
+    if stored then
+      wanted = stored[3] == args[i + 1]
+      local at = tonumber(args[i + 3])
+      local newer = not at or at > stored[9]
+      if newer then stored[4], stored[9] = args[i + 1], at or stored[9] end
+      if wanted and args[i + 1] ~= '' and (newer or (at == stored[9] and args[i + 2] ~= '')) then
+        stored[5] = args[i + 2]
+      end
+      write_state(keys, args, args[i], stored)
+    end
+    out[(i + 1) / 4] = wanted and 1 or 0
+  end
+  return out
+end
+
+-- ARGV: then (key, text hash, problem) each. Of the problem alone, where that text is wanted.
+local function problem_states(keys, args)
+  local out = {}
+  for i = 3, #args, 3 do
+    local stored = state_of(keys, args[i])
+    local wanted = stored and stored[3] == args[i + 1]
+    if wanted and stored[5] ~= args[i + 2] then
+      stored[5] = args[i + 2]
+      write_state(keys, args, args[i], stored)
+    end
+    out[i / 3] = wanted and 1 or 0
+  end
+  return out
+end
+
+-- KEYS: states hash. ARGV: keys. Answer: the states.
+local function states(keys, args)
+  local out = {}
+  for first = 1, #args, 1000 do
+    local last = math.min(first + 999, #args)
+    local found = redis.call('HMGET', keys[1], unpack(args, first, last))
+    for i = 1, last - first + 1 do out[first + i - 1] = found[i] end
+  end
+  return out
+end
+
+-- KEYS: states hash, index of endings. Answer: how many there were.
+local function forget_states(keys)
+  local count = redis.call('HLEN', keys[1])
+  redis.call('UNLINK', keys[1], keys[2])
+  return count
 end
 
 redis.register_function('ctx_apply_@', apply)
@@ -401,5 +591,15 @@ redis.register_function{ function_name = 'ctx_members_@', callback = members, fl
 redis.register_function('ctx_dirty_@', dirty)
 redis.register_function('ctx_put_@', put)
 redis.register_function('ctx_mark_@', mark)
+redis.register_function('ctx_tell_@', tell)
 redis.register_function('ctx_marks_@', marks)
 redis.register_function{ function_name = 'ctx_fetch_@', callback = fetch, flags = { 'no-writes', 'allow-cross-slot-keys' } }
+redis.register_function('ctx_space_register_@', space_register)
+redis.register_function('ctx_space_promote_@', space_promote)
+redis.register_function('ctx_space_note_@', space_note)
+redis.register_function('ctx_space_retire_@', space_retire)
+redis.register_function('ctx_text_states_@', text_states)
+redis.register_function('ctx_vector_states_@', vector_states)
+redis.register_function('ctx_problem_states_@', problem_states)
+redis.register_function{ function_name = 'ctx_states_@', callback = states, flags = { 'no-writes' } }
+redis.register_function('ctx_forget_states_@', forget_states)

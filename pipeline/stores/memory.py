@@ -5,8 +5,6 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Mapping, Sequence
 
-import msgspec
-
 from pipeline.stores.store import (
     AppliedPosition,
     CellOutcome,
@@ -240,9 +238,12 @@ class MemoryRelations:
 
 
 class MemoryBundles:
-    """See BundleStore and BundleReader."""
+    """See BundleStore, BundleReader and HistoryReader. Without a clock nothing ends: neither bundles nor, where
+    `keeps_history`, former ones."""
 
-    def __init__(self, applied: Mapping[Partition, AppliedPosition] | None = None) -> None:
+    def __init__(self, applied: Mapping[Partition, AppliedPosition] | None = None, keeps_history: bool = False) -> None:
+        self.keeps_history = keeps_history
+        self.former: dict[tuple[UnitKey, int], Stored] = {}
         self.counters: dict[UnitKey, int] = {}
         self.values: dict[UnitKey, Stored] = {}
         self.applied = applied if applied is not None else {}
@@ -259,12 +260,23 @@ class MemoryBundles:
         known = self.values.get(key)
         if known is not None and known.counter > stored.counter:
             return False
+        if self.keeps_history and known is not None and not known.deleted and known.counter != stored.counter:
+            self.former[key, known.counter] = known
         self.values[key] = stored
         return _hash(known) != _hash(stored)
 
     async def get(self, keys: Sequence[UnitKey]) -> list[Stored | None]:
         found = [self.values.get(key) for key in keys]
         return [None if stored is None or stored.deleted else stored for stored in found]
+
+    async def read_at(self, places: Sequence[tuple[UnitKey, int]]) -> list[Stored | None]:
+        return [self._at(key, counter) for key, counter in places]
+
+    def _at(self, key: UnitKey, counter: int) -> Stored | None:
+        present = self.values.get(key)
+        if present is not None and present.counter == counter:
+            return None if present.deleted else present
+        return self.former.get((key, counter))
 
     async def fetch(self, keys: Sequence[str]) -> list[Fetched]:
         return [await self._fetch(key) for key in keys]
@@ -295,14 +307,14 @@ class MemoryMarks:
         self.offsets.update(offsets)
 
     async def read_marks(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
-        return {partition: self.offsets.get(partition, 0) for partition in partitions}
+        marks = {partition: self.offsets.get(partition, 0) for partition in partitions}
+        for partition, mark in marks.items():
+            self.applied.setdefault(partition, AppliedPosition("", mark, "", 0))
+        return marks
 
     async def write_applied(self, positions: Mapping[Partition, AppliedPosition]) -> None:
         for partition, position in positions.items():
-            known = self.applied.get(partition)
-            if not position.commit_time_us and known is not None:
-                position = msgspec.structs.replace(known, offset=position.offset)
-            self.applied[partition] = position
+            self.applied[partition] = position.after(self.applied.get(partition))
 
     async def read_applied(self) -> dict[Partition, AppliedPosition]:
         return dict(self.applied)

@@ -19,6 +19,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from pipeline.core.errors import CtxpipeError, EnvironmentProblem, Fatal, Retryable
+from pipeline.core.redis import RedisConfig
+from pipeline.stores.redis_login import login_options
 from pipeline.stores.redis_wire import RedisWire
 
 Call = tuple[str, list[Any], Sequence[Any]]
@@ -31,7 +33,7 @@ _LIBRARY = f"#!lua name=ctxpipe_{_SUFFIX}\n" + _SOURCE.replace("@", _SUFFIX)
 
 
 class RedisSettings(msgspec.Struct, frozen=True):
-    """Where Redis is, and which corner of it belongs to this context version."""
+    """Where Redis is, and which corner of it belongs to this context version. `login`: what the address leaves out."""
 
     url: str
     context: str
@@ -40,11 +42,15 @@ class RedisSettings(msgspec.Struct, frozen=True):
     prefix: str = "ctxpipe"
     buckets: int = 64
     time_to_live_s: int = 0
+    retention_s: int = 0
+    """Of former bundles; 0: none are kept."""
     timeout_s: float = 5.0
+    login: RedisConfig | None = None
 
 
 class RedisClient:
-    """Sends store function calls. Keys are `<prefix>:<context>:v<version>:{<bucket>}:…`; one bucket is one slot."""
+    """Sends store function calls. Keys are `<prefix>:<context>:v<version>:{<bucket>}:…`, those of bundles have `b:`
+    before the bucket; one bucket is one slot."""
 
     def __init__(self, settings: RedisSettings) -> None:
         self.settings = settings
@@ -53,6 +59,7 @@ class RedisClient:
             "socket_timeout": settings.timeout_s,
             "socket_connect_timeout": min(2.0, settings.timeout_s),
             "protocol": 2,
+            **login_options(settings.login),
         }
         self.connection: Any
         if settings.cluster:
@@ -109,16 +116,22 @@ class RedisClient:
     async def _send(self, calls: Sequence[Call]) -> list[Any]:
         """Packing by hiredis, because redis-py's own takes more time than Redis does."""
         packed = b"".join([hiredis.pack_command(_command(call)) for call in calls])
-        answers = await self._connected().ask(packed, len(calls))
+        answers = await self.wire().ask(packed, len(calls))
         for answer in answers:
             if isinstance(answer, exceptions.RedisError):
                 raise answer
         return answers
 
-    def _connected(self) -> RedisWire:
+    def wire(self) -> RedisWire:
+        """The connection that all calls share; not on a cluster."""
         if self._wire is None:
             self._wire = RedisWire(self.connection.connection_pool.make_connection, self.settings.timeout_s)
         return self._wire
+
+    @property
+    def connections(self) -> int:
+        """How many there have been, one after the other; 0 on a cluster."""
+        return 0 if self._wire is None else self._wire.connections
 
     async def run(self, *command: Any) -> Any:
         """One plain command."""
@@ -126,7 +139,7 @@ class RedisClient:
             if self.settings.cluster:
                 async with asyncio.timeout(self.settings.timeout_s):
                     return await self.connection.execute_command(*command)
-            (answer,) = await self._connected().ask(hiredis.pack_command(command), 1)
+            (answer,) = await self.wire().ask(hiredis.pack_command(command), 1)
         except (exceptions.RedisError, OSError) as error:
             raise mapped(error) from error
         if isinstance(answer, exceptions.RedisError):
@@ -144,8 +157,21 @@ class RedisClient:
                 await self.connection.execute_command(*command, target_nodes=RedisCluster.PRIMARIES)
             else:
                 await self.connection.execute_command("FUNCTION LOAD", "REPLACE", _LIBRARY)
+        except exceptions.NoPermissionError as error:
+            await self._refuse_missing_functions(error)
         except (exceptions.RedisError, OSError) as error:
             raise mapped(error) from error
+
+    async def _refuse_missing_functions(self, refused: Exception) -> None:
+        """A user that only reads needs none of its own, where a worker has loaded them."""
+        try:
+            await self.connection.execute_command("FCALL_RO", f"ctx_value_{_SUFFIX}", 0)
+        except (exceptions.RedisError, OSError) as error:
+            if "Function not found" in str(error):
+                text = "Redis lacks the store functions of this release, and this user may not load them. Start a "
+                raise EnvironmentProblem(f"{text}worker first, or allow its user +function|load.") from refused
+            if isinstance(error, exceptions.NoPermissionError) or not isinstance(error, exceptions.ResponseError):
+                raise mapped(error) from error
 
     async def close(self) -> None:
         if self._wire is not None:
@@ -153,7 +179,7 @@ class RedisClient:
         await self.connection.aclose()
 
 
-_READS = frozenset(("rows", "value", "view", "members", "fetch", "stones", "due"))
+_READS = frozenset(("rows", "value", "view", "members", "fetch", "stones", "due", "states"))
 
 
 def _command(call: Call) -> tuple[Any, ...]:
@@ -165,6 +191,8 @@ def _command(call: Call) -> tuple[Any, ...]:
 def mapped(error: Exception) -> CtxpipeError:
     """The one table of Redis errors: what each means for the loop that met it."""
     text = str(error) or type(error).__name__
+    if "CERTIFICATE_VERIFY_FAILED" in text or "WRONG_VERSION_NUMBER" in text:
+        return EnvironmentProblem(f"Redis and we don't trust each other: {text}. Check redis.url and redis.ca.")
     if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError | exceptions.NoPermissionError):
         return EnvironmentProblem(
             f"Redis refuses the login or a command: {text}. Check redis.url and the user's rights."

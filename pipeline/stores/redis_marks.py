@@ -8,15 +8,19 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from pipeline.core.errors import Retryable
-from pipeline.stores.redis_client import RedisClient
+from pipeline.stores.redis_client import Call, RedisClient
 from pipeline.stores.store import AppliedPosition, Partition, ShardChanged
 
 
 class RedisMarks:
-    """See MarkStore. A bucket is known by the run id of the process that answers, and by a token in its memory."""
+    """See MarkStore. A bucket is known by the run id of the process that answers, and by a token in its memory.
 
-    def __init__(self, client: RedisClient) -> None:
+    `scope` keeps the marks of another consumer group of the same context version apart.
+    """
+
+    def __init__(self, client: RedisClient, scope: str = "") -> None:
         self.client = client
+        self._scope, self._name = scope, f"m:{scope}" if scope else "m"
         self._identities: list[bytes] = []
         self._applied: dict[Partition, AppliedPosition] = {}
 
@@ -26,7 +30,7 @@ class RedisMarks:
         flat = [part for partition, offset in offsets.items() for part in (partition_text(partition), offset)]
         buckets = range(self.client.settings.buckets)
         answers = await self.client.call(
-            [("mark", [self.client.key(bucket, "m")], [self._identities[bucket], *flat]) for bucket in buckets]
+            [("mark", [self.client.key(bucket, self._name)], [self._identities[bucket], *flat]) for bucket in buckets]
         )
         changed = [bucket for bucket in buckets if answers[bucket] != self._identities[bucket]]
         if changed:
@@ -39,27 +43,46 @@ class RedisMarks:
         names = [partition_text(partition) for partition in partitions]
         buckets = range(self.client.settings.buckets)
         answers = await self.client.call(
-            [("marks", [self.client.key(bucket, "m")], [secrets.token_hex(8), *names]) for bucket in buckets]
+            [("marks", [self.client.key(bucket, self._name)], [secrets.token_hex(8), *names]) for bucket in buckets]
         )
         self._identities = [answer[0] for answer in answers]
-        self._applied.clear()
         smallest = {}
         for number, partition in enumerate(partitions):
             smallest[partition] = min(int(answer[1][number] or 0) for answer in answers)
+        await self._begin(smallest)
         return smallest
+
+    async def _begin(self, marks: Mapping[Partition, int]) -> None:
+        """What an earlier reader has told of these partitions goes on; of a new one it is told that it is read, so that
+        nobody takes it for passed before anything came from it."""
+        self._applied.clear()
+        if self._scope:
+            return  # embedding stages tell no positions of sources
+        self._applied.update(await self.read_applied())
+        new = {partition: mark for partition, mark in marks.items() if partition not in self._applied}
+        await self.write_applied({partition: AppliedPosition("", mark, "", 0) for partition, mark in new.items()})
+
+    async def forget(self) -> None:
+        """Nobody may be reading by these marks: everything is read from its beginning."""
+        self._identities = []
+        for bucket in range(self.client.settings.buckets):
+            await self.client.run("UNLINK", self.client.key(bucket, self._name))
 
     async def write_applied(self, positions: Mapping[Partition, AppliedPosition]) -> None:
         if not positions:
             return
         encoded: list[str | bytes] = []
         for partition, position in positions.items():
-            known = self._applied.get(partition)
-            if not position.commit_time_us and known is not None:
-                # A batch of snapshot rows or broken records says nothing of time: what was true before stays true.
-                position = msgspec.structs.replace(known, offset=position.offset)
-            self._applied[partition] = position
+            position = self._applied[partition] = position.after(self._applied.get(partition))
             encoded += (partition_text(partition), msgspec.json.encode(position))
-        await self.client.run("HSET", self.client.key(0, "applied"), *encoded)
+        applied = self.client.key(0, "applied")
+        if not self._identities:
+            await self.client.run("HSET", applied, *encoded)
+            return
+        # A position tells of writes: a Redis without them, e.g. a replica that has just taken over, is told of none.
+        call: Call = ("tell", [self.client.key(0, self._name), applied], [self._identities[0], *encoded])
+        if (await self.client.call([call]))[0] != self._identities[0]:
+            raise ShardChanged("another Redis process answers than took the writes; going back to the marks")
 
     async def read_applied(self) -> dict[Partition, AppliedPosition]:
         from pipeline.stores.redis_bundles import RedisBundles

@@ -19,6 +19,12 @@ from redis.asyncio.connection import AbstractConnection
 _NOT_YET = object()
 
 
+def packed(*words: Any) -> bytes:
+    """One command in Redis' protocol."""
+    command: bytes = hiredis.pack_command(words)
+    return command
+
+
 class _Question:
     """`count` answers are wanted; what Redis refuses among them is given back as an exception, not raised."""
 
@@ -41,11 +47,19 @@ class RedisWire:
 
     When the connection is lost, every question on its way fails with redis-py's ConnectionError or TimeoutError, and
     the next `ask` connects again. Belongs to one event loop.
+
+    With `pushed` it is for one connection, and closed when that is lost. What the server says unasked (RESP3) is handed
+    to `pushed` between the answers, in the order in which it came.
     """
 
-    def __init__(self, make: Callable[[], AbstractConnection], timeout_s: float) -> None:
+    def __init__(
+        self,
+        make: Callable[[], AbstractConnection],
+        timeout_s: float,
+        pushed: Callable[[list[Any]], None] | None = None,
+    ) -> None:
         """`make` gives a new, unconnected connection. `timeout_s`: the longest wait for the first unanswered."""
-        self._make, self._timeout_s = make, timeout_s
+        self._make, self._timeout_s, self._pushed = make, timeout_s, pushed
         self._loop = asyncio.get_running_loop()
         self._line: _Line | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -53,12 +67,14 @@ class RedisWire:
         self._flushing = False
         self._clock: asyncio.TimerHandle | None = None
         self._closed = False
+        self.connections = 0
+        """How many there have been: what was read over an earlier one says nothing of what a later one reads."""
 
-    def ask(self, packed: bytes, count: int) -> asyncio.Future[list[Any]]:
-        """`packed` are `count` commands in Redis' protocol. Never blocks; raises ConnectionError after `close`."""
+    def ask(self, commands: bytes, count: int) -> asyncio.Future[list[Any]]:
+        """`commands` are `count` of them in Redis' protocol. Never blocks; raises ConnectionError after `close`."""
         if self._closed:
             raise exceptions.ConnectionError("the connection has been closed")
-        question = _Question(packed, count, self._loop)
+        question = _Question(commands, count, self._loop)
         self._unsent.append(question)
         if not self._flushing:
             self._flushing = True
@@ -93,7 +109,8 @@ class RedisWire:
         except (exceptions.RedisError, OSError) as error:
             self._fail(error)
         else:
-            self._line = _Line(connection)
+            self.connections += 1
+            self._line = _Line(connection, self._pushed, None if self._pushed is None else self.close)
         finally:
             self._connecting = None
         self._flush()
@@ -121,8 +138,14 @@ class RedisWire:
 class _Line(asyncio.Protocol):
     """One connection, from its login to its loss."""
 
-    def __init__(self, connection: AbstractConnection) -> None:
+    def __init__(
+        self,
+        connection: AbstractConnection,
+        pushed: Callable[[list[Any]], None] | None,
+        ended: Callable[[], None] | None,
+    ) -> None:
         made: Any = connection
+        self._pushed, self._ended = pushed, ended
         self.sent: deque[_Question] = deque()
         self.lost = False
         self._parser: Any = hiredis.Reader(replyError=made._parser.parse_error, notEnoughData=_NOT_YET)
@@ -139,7 +162,13 @@ class _Line(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         parser, sent = self._parser, self.sent
         parser.feed(data)
-        while (answer := parser.gets()) is not _NOT_YET and sent:
+        while (answer := parser.gets()) is not _NOT_YET:
+            if type(answer) is hiredis.PushNotification:
+                if self._pushed is not None:
+                    self._pushed(answer)
+                continue
+            if not sent:
+                return
             question = sent[0]
             question.answers.append(answer)
             if len(question.answers) == question.count:
@@ -158,3 +187,5 @@ class _Line(asyncio.Protocol):
         self._transport.abort()
         while self.sent:
             self.sent.popleft().fail(error)
+        if self._ended is not None:
+            self._ended()

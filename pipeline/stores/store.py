@@ -8,7 +8,7 @@ away and `ShardChanged` when a shard lost its memory of recent writes (another p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -211,7 +211,8 @@ class BundleStore(Protocol):
     """Bundles and fragments, with their dirty counters."""
 
     async def mark_dirty(self, keys: Sequence[UnitKey]) -> list[int]:
-        """Increments each key's counter and returns it. Call after rows and relations, before reading for assembly."""
+        """Raises each key's counter and returns it; each key once. Call after rows and relations, before reading for
+        assembly. Counters grow also across a loss of the store's memory."""
 
     async def put(self, items: Sequence[tuple[UnitKey, Stored]]) -> list[bool]:
         """Stores each unless a higher counter is there; True where the content changed."""
@@ -220,13 +221,35 @@ class BundleStore(Protocol):
         """None where nothing was ever stored or it has been deleted."""
 
 
-class AppliedPosition(msgspec.Struct, frozen=True, gc=False):
-    """How far one topic partition has been applied: everything of `source` committed up to `commit_time_us`."""
+class AppliedPosition(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """How far one topic partition has been applied: everything of `source` committed up to `commit_time_us`.
+
+    `cluster` is which server of the source that was, empty where its connector does not say. `awaits` is what this led
+    to in the dirty topic: partition → next offset; bundles hold all of it once that has been rebuilt. The partitions of
+    the dirty topic have positions too, with no source; so has one that is read but has given nothing yet, version "".
+    """
 
     source: str
     offset: int
     version: str
     commit_time_us: int
+    cluster: str = ""
+    awaits: dict[int, int] = {}
+
+    def after(self, known: AppliedPosition | None) -> AppliedPosition:
+        """This position with what stays true of the one before. A batch of snapshot rows or broken records says nothing
+        of time; only heartbeats tell the cluster."""
+        if known is None:
+            return self
+        time_known = self if self.commit_time_us else known
+        return AppliedPosition(
+            self.source or known.source,
+            self.offset,
+            time_known.version,
+            time_known.commit_time_us,
+            self.cluster or known.cluster,
+            {**known.awaits, **self.awaits},
+        )
 
 
 Partition = tuple[str, int]
@@ -242,7 +265,8 @@ class MarkStore(Protocol):
         """
 
     async def read_marks(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
-        """The smallest mark over all shards; 0 where a shard has none. Also accepts the shards' present identity."""
+        """The smallest mark over all shards; 0 where a shard has none. Also accepts the shards' present identity, and
+        gives partitions without an applied position one that says nothing: they are read, so they count."""
 
     async def write_applied(self, positions: Mapping[Partition, AppliedPosition]) -> None:
         """Records how far each partition has been applied; without a commit time the known one stays."""
@@ -252,10 +276,21 @@ class MarkStore(Protocol):
 
 
 class Fetched(msgspec.Struct, frozen=True, gc=False):
-    """A bundle with the fragments that it refers to; a fragment that does not exist is absent from the dict."""
+    """A bundle with the fragments that it refers to; a fragment that does not exist is absent from the dict, and so is
+    one that did not come in time, which `late` names."""
 
     bundle: Stored | None
     fragments: dict[tuple[str, str], Stored]
+    late: frozenset[tuple[str, str]] = frozenset()
+
+
+@runtime_checkable
+class HistoryReader(Protocol):
+    """Former values, where the stores keep them; it never writes."""
+
+    async def read_at(self, places: Sequence[tuple[UnitKey, int]]) -> list[Stored | None]:
+        """Each unit as it was stored with exactly this counter, now or before; None where that is no longer kept. One
+        round trip on a single node."""
 
 
 class BundleReader(Protocol):

@@ -4,53 +4,31 @@ CTXPIPE_CONFIG and CTXPIPE_CONTEXT name; `ctxpipe worker` runs several in proces
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, Protocol
 
-import faust
 from mode import get_logger
 
 from pipeline.core.errors import ConfigError, CtxpipeError, Retryable
 from pipeline.report import BatchReport
 from pipeline.stores.store import MarkStore
-from pipeline.streams.agents import BatchRunner, Handle
-from pipeline.streams.backoff import Backoff
-from pipeline.streams.ending import end_process
+from pipeline.streams.asking import ask_for_texts
 from pipeline.streams.expiry import expire_values
 from pipeline.streams.handler import BatchHandler, Stages
-from pipeline.streams.lanes import LaneLimits
 from pipeline.streams.offsets import MarkKeeper
 from pipeline.streams.progress import promote_when_caught_up, watch_progress
 from pipeline.streams.publisher import Lanes, Publisher
 from pipeline.streams.reporting import WorkerMetrics
-from pipeline.streams.topics import Topics
-from pipeline.streams.transport import RecordBatchSchema
-from schemas.topics import consumer_group, dead_letter_topic, dirty_topic
+from pipeline.streams.worker_app import COMPACTED, StreamSettings, WorkerApp, add_agent, options
+from schemas.topics import consumer_group, dead_letter_topic, dirty_topic, request_topic
 
 logger = get_logger(__name__)
 
 TOPIC_WAIT_S = 1.0
 TOPIC_REMINDER_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class StreamSettings:
-    """How a worker talks to Kafka. `security` goes to aiokafka's clients as it is."""
-
-    bootstrap_servers: str
-    concurrency: int = 4
-    commit_interval_s: float = 0.5
-    session_timeout_s: float = 25.0
-    stall_limit_s: float = 300.0
-    batch_grace_s: float = 5.0
-    dirty_partitions: int = 8
-    replication_factor: int = 1
-    partition_fetch_bytes: int = 2 << 20
-    lane_limits: LaneLimits = field(default_factory=LaneLimits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +41,22 @@ class OpenContext:
     close: Callable[[], Awaitable[None]]
     expire: Callable[[int], Awaitable[BatchReport]] | None = None
     """Takes out of wide-column rows what has lived its time; None where there are none."""
+    texts: WantedTexts | None = None
+    """None where nothing is embedded."""
+
+
+class WantedTexts(Protocol):
+    """What the first worker of a version with an embedding must do once: bundles that were there before have nobody
+    asked to look at their texts."""
+
+    async def asked(self) -> bool:
+        """Whether it has been done."""
+
+    def keys(self) -> AsyncIterator[list[str]]:
+        """Keys of all bundles, in chunks."""
+
+    async def remember(self) -> None:
+        """It has been done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,30 +70,18 @@ class ContextStream:
     on_report: Callable[[BatchReport, float], None] | None = None
 
 
-class ContextApp(faust.App):  # type: ignore[misc]
+class ContextApp(WorkerApp):
     """Faust's app with what a context needs: its stores, its topics, its marks. Build it with `build_app`."""
 
-    logger = get_logger("mode.ctxpipe")
-    """Faust's own messages about this service, apart from ours."""
-
     context_stream: ContextStream
-    stream_settings: StreamSettings
-    lane_limits: LaneLimits
-    batch_grace_s: float
-    offset_keeper: MarkKeeper | None = None
-    end_process: Callable[[Exception], NoReturn]
     opened: OpenContext | None = None
+    handler: BatchHandler | None = None
 
     def prepare(self, stream: ContextStream, settings: StreamSettings) -> None:
         """Called once by build_app."""
-        self.context_stream, self.stream_settings = stream, settings
-        self.lane_limits, self.batch_grace_s = settings.lane_limits, settings.batch_grace_s
-        self.end_process = end_process
-        self.kafka_topics = Topics(settings.bootstrap_servers, consumer_group(stream.context, stream.version))
-        self.publisher: Publisher | None = None
-        self.handler: BatchHandler | None = None
-        self.watch_stop = threading.Event()
+        self.context_stream = stream
         self.shown = WorkerMetrics(stream.context)
+        self.prepare_worker(consumer_group(stream.context, stream.version), settings)
 
     async def on_first_start(self) -> None:
         """Before Faust reads anything: connect, make our topics, wait for those of the connectors."""
@@ -118,29 +100,6 @@ class ContextApp(faust.App):  # type: ignore[misc]
             self.opened.flow, self.publisher, self.opened.marks, shown=self.shown, on_report=on_report
         )
 
-    async def on_stop(self) -> None:
-        """Faust waits for batches and commits first; then the connections close."""
-        self.watch_stop.set()
-        await super().on_stop()
-        if self.publisher is not None:
-            await self.publisher.stop()
-        await self.kafka_topics.stop()
-        if self.opened is not None:
-            await self.opened.close()
-
-    async def until_it_works(self, work: Callable[[], Awaitable[Any]]) -> Any:
-        """None when the worker is asked to stop meanwhile."""
-        backoff, told = Backoff(), False
-        while not self.should_stop:
-            try:
-                return await work()
-            except Retryable as error:
-                if not told:
-                    logger.warning("waiting, and trying again: %s", error)
-                told = True
-                await self.sleep(backoff.next_s())
-        return None
-
     async def _make_topics(self) -> None:
         settings = self.stream_settings
         letters = dead_letter_topic(self.context_stream.context)
@@ -149,6 +108,16 @@ class ContextApp(faust.App):  # type: ignore[misc]
         await self.kafka_topics.create(letters, 1, settings.replication_factor, {"retention.ms": "-1"})
         week = {"retention.ms": str(7 * 24 * 3600 * 1000)}
         await self.kafka_topics.create(dirty, settings.dirty_partitions, settings.replication_factor, week)
+        if self._request_topic is not None:
+            await self.kafka_topics.create(
+                self._request_topic, settings.dirty_partitions, settings.replication_factor, COMPACTED
+            )
+
+    @property
+    def _request_topic(self) -> str | None:
+        if self.opened is None or self.opened.texts is None:
+            return None
+        return request_topic(self.context_stream.context, self.context_stream.version)
 
     async def _wait_for_sources(self) -> None:
         told_s: float | None = None
@@ -167,62 +136,32 @@ class ContextApp(faust.App):  # type: ignore[misc]
         partitions = len(await self.kafka_topics.partitions([dirty]))
         if not partitions:
             raise Retryable(f"Kafka has not made {dirty} yet")
-        lanes = Lanes(dead_letter_topic(self.context_stream.context), dirty, partitions)
-        publisher = Publisher(self.stream_settings.bootstrap_servers, lanes)
+        lanes = Lanes(dead_letter_topic(self.context_stream.context), dirty, partitions, self._request_topic)
+        publisher = Publisher(self.stream_settings.bootstrap_servers, lanes, **self.stream_settings.security)
         await publisher.start()
         self.publisher = publisher
 
 
 def build_app(stream: ContextStream, settings: StreamSettings) -> ContextApp:
     """The app of one context version; nothing connects before it is started."""
-    app = ContextApp(
-        consumer_group(stream.context, stream.version),
-        broker=f"kafkabatch://{settings.bootstrap_servers.replace(',', ';')}",
-        web_enabled=False,
-        topic_disable_leader=True,
-        topic_allow_declare=False,
-        table_standby_replicas=0,
-        stream_wait_empty=True,
-        consumer_auto_offset_reset="earliest",
-        consumer_max_fetch_size=settings.partition_fetch_bytes,
-        broker_commit_interval=settings.commit_interval_s,
-        broker_commit_every=1_000_000_000,
-        broker_session_timeout=settings.session_timeout_s,
-        broker_heartbeat_interval=settings.session_timeout_s / 8,
-        broker_request_timeout=max(40.0, settings.session_timeout_s + 10),
-        broker_max_poll_records=10_000,
-        producer_request_timeout=30.0,
-    )
+    app = ContextApp(consumer_group(stream.context, stream.version), **options(settings))
     app.prepare(stream, settings)
     _add_agents(app)
     app.task(partial(watch_progress, app))
     app.task(partial(promote_when_caught_up, app))
     app.task(partial(expire_values, app))
+    app.task(partial(ask_for_texts, app))
     return app
 
 
 def _add_agents(app: ContextApp) -> None:
-    dirty = dirty_topic(app.context_stream.context, app.context_stream.version)
-    tables = app.topic(*app.context_stream.topics, schema=RecordBatchSchema(), acks=False)
-    chunks = app.topic(dirty, schema=RecordBatchSchema(), acks=False)
-
-    def runner(handle: Handle) -> BatchRunner:
-        return BatchRunner(
-            handle,
-            concurrency=app.stream_settings.concurrency,
-            rewinding=lambda: app.consumer,
-            end_process=app.end_process,
-        )
-
-    @app.agent(tables, name="denormalise")  # type: ignore[untyped-decorator]
-    async def denormalise(stream: Any) -> None:
+    def handler() -> BatchHandler:
         assert app.handler is not None
-        await runner(app.handler.denormalise).run(stream)
+        return app.handler
 
-    @app.agent(chunks, name="rebuild")  # type: ignore[untyped-decorator]
-    async def rebuild(stream: Any) -> None:
-        assert app.handler is not None
-        await runner(app.handler.rebuild).run(stream)
+    stream = app.context_stream
+    add_agent(app, "denormalise", stream.topics, lambda: handler().denormalise)
+    add_agent(app, "rebuild", [dirty_topic(stream.context, stream.version)], lambda: handler().rebuild)
 
 
 def __getattr__(name: str) -> Any:

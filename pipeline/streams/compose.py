@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.composition import adopted
+from pipeline.composition import adopted, traced_links
 from pipeline.core.clock import SystemClock
 from pipeline.core.errors import ConfigError, CtxpipeError
 from pipeline.flow import Flow
 from pipeline.merging import Merging
 from pipeline.plan import Plan, compile_plan
 from pipeline.report import BatchReport
-from pipeline.stores.redis_store import context_settings, open_stores
-from pipeline.streams.app import ContextApp, ContextStream, OpenContext, StreamSettings, build_app
+from pipeline.stores.redis_store import Stores, context_settings, open_stores
+from pipeline.streams.app import ContextApp, ContextStream, OpenContext, build_app
 from pipeline.streams.ending import end_stuck
 from pipeline.streams.handler import Stages
 from pipeline.streams.registry import Registered, Registries
+from pipeline.streams.token_counting import token_counting
+from pipeline.streams.worker_app import StreamSettings
+from schemas.bundle import ROOT_UNIT
 from schemas.context import ContextSpec
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 
 NOTHING_PROPOSED: Mapping[str, str] = {}
+KEYS_AT_ONCE = 1000
 
 
 def app_for(config: Config, spec: ContextSpec, proposal: Mapping[str, str] = NOTHING_PROPOSED) -> ContextApp:
@@ -36,8 +40,10 @@ def stream_settings(config: Config) -> StreamSettings:
     """Kafka's side."""
     return StreamSettings(
         config.kafka.bootstrap_servers,
+        session_timeout_s=config.kafka.session_timeout_ms / 1000,
         dirty_partitions=config.kafka.partitions,
         replication_factor=config.kafka.replication_factor,
+        security=config.kafka.security,
     )
 
 
@@ -51,27 +57,82 @@ def context_stream(
     shall be composed, where no worker of this version has decided before."""
     topics = sorted({config.topic(entity.source, entity.table) for entity in spec.entities.values()})
     registries = Registries(config)
+    counting = token_counting(spec, config.embedding)
 
     async def open_context() -> OpenContext:
         stores = await open_stores(context_settings(config, spec))
         try:
             # All workers of a version must compose alike: the first one's choice is kept.
-            composition = (await stores.serving.remember(spec, adopted(spec, proposal))).composition
+            offered = adopted(spec, proposal)
+            kept = await stores.serving.remember(spec, offered, traced_links(spec, offered), counting.digest)
+            composition, traced = kept.composition, kept.traced
+            refuse_untraced(spec, composition, traced)
         except CtxpipeError:
             await stores.close()
             raise
-        plan = compile_plan(spec, composition, config.mask_key, registries.formats)
+        plan = compile_plan(spec, composition, config.mask_key, registries.formats, traced, counting.count)
         merging = Merging(plan, stores.cells, SystemClock().now_us)
-        flow = Flow(plan, stores.rows, stores.relations, stores.bundles, in_order=stores.in_order, merging=merging)
+        embeds = spec.embedding is not None
+        flow = Flow(
+            plan,
+            stores.rows,
+            stores.relations,
+            stores.bundles,
+            in_order=stores.in_order,
+            merging=merging,
+            embeds=embeds,
+        )
+        texts = BundlesBefore(stores, spec.version) if embeds else None
 
         async def promote() -> None:
-            if (await stores.serving.restore(spec, composition)).composition != composition:
+            kept = await stores.serving.restore(spec, composition, traced, counting.digest)
+            if (kept.composition, kept.traced) != (composition, traced):
                 end_stuck("Redis lost its memory, and workers that started since compose the sections differently")
             await stores.serving.promote(spec.version)
 
-        return OpenContext(_with_schemas(flow, plan, registries), stores.marks, promote, stores.close, flow.expire)
+        stages = _with_schemas(flow, plan, registries)
+        return OpenContext(stages, stores.marks, promote, stores.close, flow.expire, texts)
 
     return ContextStream(spec.context, spec.version, topics, open_context, on_report)
+
+
+class BundlesBefore:
+    """The bundles that Redis holds, for whoever asks for their texts: see pipeline.streams.app.WantedTexts."""
+
+    def __init__(self, stores: Stores, version: int) -> None:
+        self._stores, self._version = stores, version
+
+    async def asked(self) -> bool:
+        return await self._stores.serving.texts_asked(self._version)
+
+    async def keys(self) -> AsyncIterator[list[str]]:
+        chunk: list[str] = []
+        async for unit in self._stores.reader.scan():
+            if unit.unit == ROOT_UNIT:
+                chunk.append(unit.key)
+            if len(chunk) >= KEYS_AT_ONCE:
+                yield chunk
+                chunk = []
+        if chunk:
+            yield chunk
+
+    async def remember(self) -> None:
+        await self._stores.serving.remember_texts_asked(self._version)
+
+
+def refuse_untraced(spec: ContextSpec, composition: Mapping[str, str], traced: Sequence[str]) -> None:
+    """Raises ConfigError where the embedded template looks at a linked section whose changes this version does not
+    follow up to its bundles."""
+    untraced = [path for path in traced_links(spec, composition) if path not in traced]
+    if untraced:
+        raise ConfigError(
+            [
+                f"context {spec.context}: the embedded template now looks at the linked section {path}, from which "
+                f"version {spec.version} keeps no way back to its bundles. Write a new version: number in the file, "
+                "and the bundles are built anew beside the serving ones; or compose that section by copy there."
+                for path in untraced
+            ]
+        )
 
 
 def _with_schemas(flow: Flow, plan: Plan, registries: Registries) -> Stages:
@@ -83,10 +144,16 @@ def _with_schemas(flow: Flow, plan: Plan, registries: Registries) -> Stages:
 
 def app_of_file(config_path: str, context: str, proposal: Mapping[str, str] = NOTHING_PROPOSED) -> ContextApp:
     """Reads the configuration. Raises ConfigError with all its mistakes."""
+    config, spec = context_of_file(config_path, context)
+    return app_for(config, spec, proposal)
+
+
+def context_of_file(config_path: str, context: str) -> tuple[Config, ContextSpec]:
+    """The configuration, and one of its contexts. Raises ConfigError with all its mistakes."""
     from pipeline.core.config import load, load_contexts
 
     config = load(config_path)
     contexts = load_contexts(config)
     if context not in contexts:
         raise ConfigError([f"no context {context!r} in {config_path}; it has: {', '.join(sorted(contexts)) or 'none'}"])
-    return app_for(config, contexts[context], proposal)
+    return config, contexts[context]

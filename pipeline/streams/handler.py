@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
 from mode import get_logger
+from msgspec.structs import replace
 
 from pipeline.core.clock import Clock, SystemClock
-from pipeline.core.errors import Retryable
 from pipeline.report import BatchReport, DeadLetter
-from pipeline.stores.store import MarkStore, ShardChanged
-from pipeline.streams.backoff import Backoff
+from pipeline.stores.store import AppliedPosition, MarkStore
 from pipeline.streams.lanes import RecordBatch
 from pipeline.streams.letters import decode_chunk
+from pipeline.streams.outages import persistently
 from pipeline.streams.reporting import WorkerMetrics
 from schemas.bundle import UnitKey
 from schemas.record import Record
 
 logger = get_logger(__name__)
 
-JITTER = random.Random()
 LETTERS_TOLD = 3
 """Of each batch; a topic full of broken records must not fill the disk with log lines."""
 
@@ -82,6 +80,8 @@ class BatchHandler:
         async def work() -> BatchReport:
             report = await self._flow.rebuild(distinct)
             report.dead_letters = [*unreadable, *report.dead_letters]
+            # Positions that await these chunks count from now on.
+            report.applied = {batch.partition: AppliedPosition("", batch.next_offset, "", 0) for batch in batches}
             return report
 
         await self._handle(batches, work)
@@ -89,7 +89,7 @@ class BatchHandler:
     async def expire(self, work: Callable[[int], Awaitable[BatchReport]], limit: int) -> int:
         """Values that have lived their time leave their rows; in how many rows."""
         report = await self._persistently((), lambda: work(limit))
-        if report.fan_out:
+        if report.fan_out or report.texts_wanted:
             await self._persistently((), lambda: self._outlet.publish(report))
         return report.events
 
@@ -97,8 +97,12 @@ class BatchHandler:
         started_s = self._clock.monotonic_s()
         report = await self._persistently(batches, work)
         _tell(report.dead_letters)
-        if report.dead_letters or report.fan_out:
+        if report.dead_letters or report.fan_out or report.texts_wanted:
             await self._persistently(batches, lambda: self._outlet.publish(report))
+        if report.fan_out_ends:
+            # Not known of which of these partitions: all of them await it.
+            awaits = dict(report.fan_out_ends)
+            report.applied = {place: replace(one, awaits=awaits) for place, one in report.applied.items()}
         if report.applied:
             await self._persistently(batches, lambda: self._marks.write_applied(report.applied))
         duration_s = self._clock.monotonic_s() - started_s
@@ -108,35 +112,8 @@ class BatchHandler:
             self._on_report(report, duration_s)
 
     async def _persistently(self, batches: Sequence[RecordBatch], work: Callable[[], Awaitable[Result]]) -> Result:
-        backoff = Backoff(randomness=JITTER)
-        waits = False
-        while True:
-            try:
-                result = await work()
-            except ShardChanged:
-                raise
-            except Retryable as error:
-                if not waits:
-                    logger.warning("%s waits: %s", _places(batches), error)
-                waits = True
-                for batch in batches:
-                    batch.in_outage = True
-                if self._shown is not None:
-                    self._shown.retried()
-                await self._clock.sleep(backoff.next_s())
-            else:
-                if waits:
-                    logger.info("%s goes on", _places(batches))
-                for batch in batches:
-                    batch.in_outage = False
-                return result
-
-
-def _places(batches: Sequence[RecordBatch]) -> str:
-    if not batches:
-        return "what has lived its time"
-    topic, partition = batches[0].partition
-    return f"{topic}/{partition}" + (f" and {len(batches) - 1} more" if len(batches) > 1 else "")
+        retried = None if self._shown is None else self._shown.retried
+        return await persistently(batches, work, self._clock, retried)
 
 
 def _tell(letters: Sequence[DeadLetter]) -> None:

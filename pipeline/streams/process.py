@@ -1,10 +1,10 @@
-"""One worker process: `python -m pipeline.streams.process --config PATH CONTEXT`, started by the supervisor."""
+"""One worker process: `python -m pipeline.streams.process --config PATH CONTEXT`, started by the supervisor. With
+`--space` it embeds for one space; with `--begin-space` it only says which space the stored spec asks for."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from pipeline.core.collector import settle
 from pipeline.core.errors import CtxpipeError
 from pipeline.core.logging import configure
 from pipeline.streams.ending import end_process
@@ -22,6 +23,9 @@ from pipeline.streams.ending import end_process
 PARENT_CHECK_S = 1.0
 STOP_TIMEOUT_S = 20.0
 SWITCH_INTERVAL_S = 0.0005
+YOUNG_MAX = 200_000
+"""A batch makes thousands of short-lived values without cycles; looking for some every 700 cost a fifth of the time,
+every 50,000 still a tenth of a large batch's."""
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True)
     parser.add_argument("--composition", type=msgspec.json.decode, default={}, help="section path: copy or link")
     parser.add_argument("--metrics-port", type=int)
+    parser.add_argument("--version", type=int, help="of the context, for spaces; default: the file's")
+    parser.add_argument("--space", help="embed for this space")
+    parser.add_argument("--begin-space", action="store_true", help="register the space of the spec and print its name")
     parser.add_argument("context")
     chosen = parser.parse_args(arguments)
     configure()
@@ -39,24 +46,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Kafka's thread and the agents' share the interpreter lock: with Python's 5 ms each waits that long for the other.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     from pipeline.core import metrics
-    from pipeline.streams.compose import app_of_file
 
     try:
+        if chosen.begin_space:
+            return _begin_space(chosen)
         if chosen.metrics_port is not None:
             logger.info("metrics at http://127.0.0.1:%d/metrics", metrics.serve(chosen.metrics_port))
-        app = app_of_file(chosen.config, chosen.context, chosen.composition)
+        app = _app(chosen)
     except CtxpipeError as error:
         logger.critical("%s", error)
         return error.exit_code
-    # Most objects made until now live as long as the process: the collector need not look at them again.
-    gc.freeze()
-    # A batch makes thousands of short-lived values without cycles; looking for some every 700 cost a fifth of the time,
-    # every 50,000 still a tenth of a large batch's.
-    gc.set_threshold(200_000, 20, 100)
+    settle(YOUNG_MAX)
     try:
         asyncio.run(run(app))
     except Exception as error:  # noqa: BLE001 - the end of the process: its threads would keep it alive
         end_process(error)
+    return 0
+
+
+def _app(chosen: argparse.Namespace) -> Any:
+    if chosen.space is not None:
+        from pipeline.streams.space_compose import space_app_of_file
+
+        return space_app_of_file(chosen.config, chosen.context, chosen.version, chosen.space)
+    from pipeline.streams.compose import app_of_file
+
+    return app_of_file(chosen.config, chosen.context, chosen.composition)
+
+
+def _begin_space(chosen: argparse.Namespace) -> int:
+    """Its name is the only thing on the standard output; nothing where there is no space to begin yet."""
+    from pipeline.streams.space_compose import begin_space_of_file
+
+    space = asyncio.run(begin_space_of_file(chosen.config, chosen.context, chosen.version))
+    sys.stdout.write(f"{space}\n" if space is not None else "")
+    sys.stdout.flush()
     return 0
 
 

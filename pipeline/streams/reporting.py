@@ -1,4 +1,4 @@
-"""Shows a worker in the metrics: what each batch did and how long it took, what waits, how far behind it is."""
+"""Shows workers in the metrics: what each batch did and how long it took, what waits, how far behind they are."""
 
 from __future__ import annotations
 
@@ -53,3 +53,58 @@ class WorkerMetrics:
     def behind(self, finished: Mapping[Partition, int], ends: Mapping[Partition, int]) -> None:
         """How far the assigned partitions are done, and where they end."""
         self._lag_records.set(sum(max(0, end - finished.get(partition, end)) for partition, end in ends.items()))
+
+
+class SpaceMetrics:
+    """The metrics of the workers of one embedding space. Counts are also kept here, for messages on the way."""
+
+    def __init__(self, context: str, space: str) -> None:
+        self._labels = (context, space)
+        self._looked = metrics.embedding_bundles.labels(*self._labels)
+        self._sent = metrics.embedding_texts.labels(*self._labels)
+        self._spared = metrics.embedding_spared.labels(*self._labels)
+        self._vectors = metrics.embedding_vectors.labels(*self._labels)
+        self._pieces = metrics.embedding_pieces.labels(*self._labels)
+        self._cut = metrics.embedding_cut.labels(*self._labels)
+        self._refused = metrics.embedding_refused.labels(*self._labels)
+        self._retries = metrics.embedding_retries.labels(*self._labels)
+        self._seconds = metrics.embedding_seconds.labels(*self._labels)
+        self._cost = metrics.embedding_cost.labels(*self._labels)
+        self._lag_records = metrics.embedding_lag_records.labels(*self._labels)
+        self.bundles = self.texts = self.vectors = 0
+        self.behind_records = 0
+
+    def looked(self, bundles: int, texts: int, cut: int) -> None:
+        """So many bundles were looked at, and so many of their texts were new; `cut` of these were too long."""
+        self.bundles += bundles
+        self.texts += texts
+        self._looked.inc(bundles)
+        self._sent.inc(texts)
+        self._cut.inc(cut)
+
+    def spared(self, texts: int) -> None:
+        """Texts that needed no embedding: a newer one follows, or their vector is there."""
+        self._spared.inc(texts)
+
+    def embedded(self, texts: int, pieces: int, cut: int, duration_s: float, cost: float | None) -> None:
+        """`cut` of the texts have tokens in no vector; `cost` of everything so far, None unknown."""
+        self.vectors += texts
+        self._vectors.inc(texts)
+        self._pieces.inc(pieces)
+        self._cut.inc(cut)
+        self._seconds.observe(duration_s)
+        if cost is not None:
+            self._cost.set(cost)
+
+    def refused(self, texts: int) -> None:
+        """Texts that will never have a vector."""
+        self._refused.inc(texts)
+
+    def retried(self) -> None:
+        """A batch met an outage or a throttled engine and is tried again."""
+        self._retries.inc()
+
+    def behind(self, finished: Mapping[Partition, int], ends: Mapping[Partition, int]) -> None:
+        """As WorkerMetrics.behind."""
+        self.behind_records = sum(max(0, end - finished.get(partition, end)) for partition, end in ends.items())
+        self._lag_records.set(self.behind_records)

@@ -39,10 +39,12 @@ class Child(Protocol):
 
 @dataclass(slots=True)
 class Place:
-    """One worker that should run: its name, its process, and when to start it again."""
+    """One worker that should run: its name, its process, and when to start it again. Without a `vital` one the others
+    go on, whatever it ends with: bundles do not wait for embeddings."""
 
     name: str
     command: Sequence[str]
+    vital: bool = True
     child: Child | None = None
     started_s: float = 0.0
     start_at_s: float = 0.0
@@ -60,24 +62,38 @@ class Supervisor:
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.places, self._spawn, self._now_s = list(places), spawn, now_s
+        self._leaving: list[tuple[Child, float]] = []
+
+    def want(self, places: Sequence[Place]) -> None:
+        """From now on these, known by their names, shall run: others are ended in order, new ones start at the next
+        look."""
+        names = {place.name for place in places}
+        for place in [place for place in self.places if place.name not in names]:
+            self.places.remove(place)
+            if place.child is not None:
+                place.child.send_signal(signal.SIGTERM)
+                self._leaving.append((place.child, self._now_s() + STOP_TIMEOUT_S))
+        known = {place.name for place in self.places}
+        self.places += [place for place in places if place.name not in known]
 
     def run(self, stop: threading.Event) -> int:
         """Blocks; call it from the main thread."""
         code: int | None = None
         while code is None and not stop.wait(LOOK_EVERY_S):
             code = self.look()
-        self._end_all()
+        self.end_all()
         return code or 0
 
     def look(self) -> int | None:
         """Starts what should run and does not; the exit code when all must end."""
+        self._see_off()
         for place in self.places:
             ended = None if place.child is None else place.child.poll()
             if place.child is not None and ended is None:
                 continue
             if place.child is not None:
                 place.child = None
-                if ended in GIVE_UP_CODES:
+                if place.vital and ended in GIVE_UP_CODES:
                     return ended
                 self._plan_restart(place, ended)
             if self._now_s() >= place.start_at_s:
@@ -92,10 +108,19 @@ class Supervisor:
         place.start_at_s = now_s + wait_s
         logger.error("worker %s ended with code %s; starting it again in %.1f s", place.name, ended, wait_s)
 
-    def _end_all(self) -> None:
+    def _see_off(self) -> None:
+        for child, until_s in list(self._leaving):
+            if child.poll() is not None:
+                self._leaving.remove((child, until_s))
+            elif self._now_s() > until_s:
+                child.kill()
+
+    def end_all(self) -> None:
+        """Blocks until all have ended, for as long as they may take."""
         children = [place.child for place in self.places if place.child is not None]
         for child in children:
             child.send_signal(signal.SIGTERM)
+        children += [child for child, _ in self._leaving]
         until_s = self._now_s() + STOP_TIMEOUT_S
         while any(child.poll() is None for child in children) and self._now_s() < until_s:
             time.sleep(LOOK_EVERY_S / 5)

@@ -5,6 +5,7 @@ On Redis, on a Redis Cluster of three local nodes, and on the reference itself (
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -60,6 +61,27 @@ async def suite(request: pytest.FixtureRequest) -> AsyncIterator[Suite]:
     url = request.getfixturevalue("redis_url" if request.param == "redis" else "redis_cluster_url")
     settings = RedisSettings(url, f"suite{uuid.uuid4().hex[:8]}", 1, cluster=request.param == "cluster", buckets=8)
     stores = await open_stores(settings)
+    yield Suite(stores.rows, stores.cells, stores.relations, stores.bundles, stores.marks, request.param)
+    await stores.close()
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        pytest.param("redis", marks=pytest.mark.servers),
+        pytest.param("cluster", marks=pytest.mark.servers),
+    ]
+)
+async def history(request: pytest.FixtureRequest) -> AsyncIterator[Suite]:
+    """Stores that keep former bundles."""
+    rows = MemoryRows()
+    if request.param == "memory":
+        bundles = MemoryBundles(keeps_history=True)
+        yield Suite(rows, MemoryCells(rows), MemoryRelations(), bundles, MemoryMarks(), "memory")
+        return
+    url = request.getfixturevalue("redis_url" if request.param == "redis" else "redis_cluster_url")
+    name, cluster = f"history{uuid.uuid4().hex[:8]}", request.param == "cluster"
+    stores = await open_stores(RedisSettings(url, name, 1, cluster=cluster, buckets=8, retention_s=600))
     yield Suite(stores.rows, stores.cells, stores.relations, stores.bundles, stores.marks, request.param)
     await stores.close()
 
@@ -198,8 +220,9 @@ async def test_counters_never_lose_a_digit(suite: Suite) -> None:
 
 async def test_bundles_refuse_older_builds_and_remember_deletions(suite: Suite) -> None:
     key, fragment = UnitKey("", "7|é"), UnitKey("plane", "N1")
-    assert await suite.bundles.mark_dirty([key, fragment]) == [1, 1]
-    assert await suite.bundles.mark_dirty([key]) == [2]
+    first, _ = await suite.bundles.mark_dirty([key, fragment])
+    (second,) = await suite.bundles.mark_dirty([key])
+    assert 0 < first < second < 10**16  # 16 digits have room for it
     assert await suite.bundles.put([(key, _stored(2, b'{"a":2}'))]) == [True]
     assert await suite.bundles.put([(key, _stored(1, b'{"a":1}'))]) == [False]
     assert (await suite.bundles.get([key]))[0] == _stored(2, b'{"a":2}')
@@ -229,6 +252,68 @@ async def test_fetch_brings_the_fragments(suite: Suite) -> None:
     assert await suite.bundles.fetch([]) == []
 
 
+async def test_former_values_are_kept_like_the_references(history: Suite) -> None:
+    """Random puts, repeated and late ones among them; every counter that ever was answers as in the reference."""
+    random, reference = Random(23), MemoryBundles(keeps_history=True)
+    keys = [UnitKey("", "1"), UnitKey("", "a:b:{c}:é%7C"), UnitKey("plane", "1"), UnitKey("plane.x", "h:{3}:1")]
+    places = [(key, counter) for key in keys for counter in range(1, 41)]
+    for step in range(150):
+        chosen = random.sample(keys, random.randint(1, 3))
+        counters = [max(1, min(40, step // 4 + random.randint(-2, 2))) for _ in chosen]
+        items = [
+            (
+                key,
+                Stored(counter, None, b"")
+                if counter % 7 == 0
+                else _stored(counter, b"%d%b" % (counter, key.unit.encode())),
+            )
+            for key, counter in zip(chosen, counters, strict=True)
+        ]
+        assert await history.bundles.put(items) == await reference.put(items)
+        if step % 10 == 0:
+            assert await history.bundles.read_at(places) == await reference.read_at(places)
+    found = await history.bundles.read_at(places)
+    assert found == await reference.read_at(places) and sum(one is not None for one in found) > 60
+    assert await history.bundles.read_at([]) == []
+
+
+@pytest.mark.servers
+async def test_without_retention_nothing_former_is_kept(suite: Suite) -> None:
+    key = UnitKey("", "1")
+    for counter in (1, 2):
+        await suite.bundles.put([(key, _stored(counter, b"%d" % counter))])
+    assert await suite.bundles.read_at([(key, 1), (key, 2)]) == [None, _stored(2, b"2")]
+
+
+@pytest.mark.servers
+async def test_what_is_kept_ends_after_the_retention(redis_url: str) -> None:
+    stores = await open_stores(RedisSettings(redis_url, "ends", 1, buckets=4, retention_s=1))
+    key = UnitKey("", "1")
+    for counter in (1, 2):
+        await stores.bundles.put([(key, _stored(counter, b"%d" % counter))])
+    assert await stores.bundles.read_at([(key, 1)]) == [_stored(1, b"1")]
+    (name,) = await stores.client.run("KEYS", f"{stores.client.base}h:*")
+    assert 0 < await stores.client.run("PTTL", name) <= 1000
+    await asyncio.sleep(1.2)
+    assert await stores.bundles.read_at([(key, 1), (key, 2)]) == [None, _stored(2, b"2")]
+    await stores.close()
+
+
+@pytest.mark.servers
+async def test_a_bundle_that_ends_by_itself_is_kept_for_the_retention_after_that(redis_url: str) -> None:
+    stores = await open_stores(RedisSettings(redis_url, "lives", 1, buckets=4, time_to_live_s=1, retention_s=2))
+    key = UnitKey("", "1")
+    await stores.bundles.put([(key, _stored(1, b"1"))])
+    await asyncio.sleep(1.3)
+    assert await stores.bundles.get([key]) == [None]
+    assert await stores.bundles.read_at([(key, 1)]) == [_stored(1, b"1")]
+    (name,) = await stores.client.run("KEYS", f"{stores.client.base}h:*")
+    assert 0 < await stores.client.run("PTTL", name) <= 1700
+    await stores.bundles.put([(key, _stored(2, b"2")), (UnitKey("", "2"), Stored(3, None, b""))])
+    assert len(await stores.client.run("KEYS", f"{stores.client.base}h:*")) == 2, "a deletion has no former value"
+    await stores.close()
+
+
 def _stored(counter: int, body: bytes) -> Stored:
     return Stored(counter, Meta(body.hex().ljust(32, "0"), 1), body)
 
@@ -244,9 +329,24 @@ async def test_marks_and_applied_positions(suite: Suite) -> None:
     position = AppliedPosition("s", 17, version_of(3, 4), 1234)
     await suite.marks.write_applied({one: position})
     await suite.marks.write_applied({})
-    assert await suite.marks.read_applied() == {one: position}
+    nothing = AppliedPosition("", 0, "", 0)
+    assert await suite.marks.read_applied() == {one: position, two: nothing}
     await suite.marks.write_applied({one: AppliedPosition("s", 20, "", 0)})
-    assert await suite.marks.read_applied() == {one: AppliedPosition("s", 20, version_of(3, 4), 1234)}
+    assert await suite.marks.read_applied() == {one: AppliedPosition("s", 20, version_of(3, 4), 1234), two: nothing}
+
+
+async def test_an_applied_position_keeps_what_stays_true(suite: Suite) -> None:
+    one = ("s.public.t", 0)
+    await suite.marks.read_marks([one])
+    await suite.marks.write_applied({one: AppliedPosition("s", 17, version_of(3, 4), 1234, "7", {0: 5, 2: 9})})
+    # Another worker goes on, with changes that say nothing of time or cluster.
+    await suite.marks.read_marks([one])
+    await suite.marks.write_applied({one: AppliedPosition("s", 20, "", 0, awaits={2: 11})})
+    assert await suite.marks.read_applied() == {
+        one: AppliedPosition("s", 20, version_of(3, 4), 1234, "7", {0: 5, 2: 11})
+    }
+    await suite.marks.write_applied({one: AppliedPosition("s", 21, version_of(4, 4), 1235)})
+    assert (await suite.marks.read_applied())[one].cluster == "7"
 
 
 @pytest.mark.servers

@@ -21,6 +21,7 @@ from pipeline.stores.redis_client import RedisSettings
 from pipeline.stores.redis_store import open_stores
 from pipeline.stores.store import AppliedPosition
 from schemas.bundle import ROOT_UNIT, Meta, Stored, UnitKey
+from schemas.position import token_of_lsn
 
 CONTEXT = """
 context: thing
@@ -102,6 +103,15 @@ def test_get_shows_the_text_that_a_model_reads(filled: str, capsys: Any) -> None
 def test_get_ends_with_1_when_a_bundle_is_missing(filled: str, capsys: Any) -> None:
     code, out, _ = run(capsys, "get", "thing", "1", "3", "--json", "--config", filled)
     assert code == 1 and json.loads(out.splitlines()[1])["status"] == "missing"
+
+
+@pytest.mark.servers
+def test_get_tells_of_positions_that_are_not_reached(filled: str, capsys: Any) -> None:
+    code, out, err = run(capsys, "get", "thing", "1", "--position", token_of_lsn("shop", 5), "--config", filled)
+    assert code == 0 and out.startswith("thing 1: stale")
+    assert "position not reached: nobody knows yet up to where changes of shop have been applied" in err
+    code, _, err = run(capsys, "get", "thing", "1", "--position", token_of_lsn("other", 5), "--config", filled)
+    assert code == 2 and "context thing reads no source 'other'" in err
 
 
 @pytest.mark.servers

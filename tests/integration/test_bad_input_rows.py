@@ -263,7 +263,7 @@ def _redriven(pipeline: Pipeline, letters: list[dict[str, Any]]) -> None:
     numbers = [str(letters[0]["number"]), str(letters[10]["number"])]
     done = pipeline.run("dlq", pipeline.context, "redrive", *numbers, "--json")
     refused = [f"{letters[place]['number']}: {letters[place]['reason']}" for place in (0, 10)]
-    assert done.code == 1 and done.lines() == [{"redriven": 0, "refused": refused}]
+    assert done.code == 1 and done.lines() == [{"redriven": 0, "looked_at_again": 0, "refused": refused}]
     assert len(pipeline.letters()) == len(letters), "nothing is set aside twice"
 
 

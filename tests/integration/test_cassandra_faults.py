@@ -20,7 +20,7 @@ import pytest
 
 from connectors.cassandra import segments
 from connectors.cassandra.companion import Companion
-from connectors.cassandra.node import read_node
+from connectors.cassandra.node import enable_cdc, read_node
 from connectors.cql.session import CqlSession
 from connectors.publisher import KafkaSettings, ensure_topics
 from connectors.source import Finding
@@ -34,6 +34,7 @@ from tests.support.cassandra_source import configured, merged_rows, running, sid
 from tests.support.cli import ROOT
 from tests.support.eventually import eventually, eventually_sync
 from tests.support.servers import LocalRoot
+from tests.support.sidecar_log import write_jar
 
 COLUMNS = ["id", "v"]
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(600)]
@@ -80,6 +81,24 @@ async def converged(session: CqlSession, keyspace: str, bootstrap: str, source: 
 async def cdc_finding(source: Any) -> Finding:
     findings = await source.source().check()
     return next(one for one in findings if one.subject == "cdc_raw")
+
+
+async def test_statements_prepared_before_the_change_log_was_switched_on(cassandra_server: CassandraServer) -> None:
+    """With `cdc = true` alone Cassandra executes them as before: changes that no log has."""
+    cassandra_server.restart()  # a segment of its own, for which nobody else has an index written
+    async with cql_session(cassandra_server) as session, fresh_keyspace(session) as keyspace:
+        await session.execute(f"CREATE TABLE {keyspace}.t (id int PRIMARY KEY, v text)")
+        insert = f"INSERT INTO {keyspace}.t (id, v) VALUES (?, ?)"
+        await session.execute(insert, (1, "before"))
+        before = {path.name for path in cassandra_server.cdc_raw_dir.glob("*_cdc.idx")}
+        for statement in enable_cdc(keyspace, "t").rstrip(";").split(";"):
+            await session.execute(statement)
+        await session.execute(insert, (2, "after"))
+
+        async def noted() -> bool:
+            return bool({path.name for path in cassandra_server.cdc_raw_dir.glob("*_cdc.idx")} - before)
+
+        await eventually(noted, timeout_s=15, what="the change log has it")
 
 
 async def test_a_killed_node_comes_back_and_its_unfinished_segment_is_read(
@@ -258,6 +277,51 @@ async def test_a_change_that_the_sidecar_can_not_read_loses_nothing(
             await converged(session, keyspace, kafka_bootstrap, source)
 
 
+async def test_a_segment_that_was_read_is_kept_until_kafka_has_its_changes(
+    cassandra_server: CassandraServer, kafka_bootstrap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debezium's connector for Cassandra 5 moves it aside at once; a producer that lingers shows what that means."""
+    looks: list[int] = []
+    look = Companion.look
+
+    def counted(self: Companion) -> None:
+        look(self)
+        looks.append(1)
+
+    monkeypatch.setattr(Companion, "look", counted)
+    relocated = tmp_path / "relocated"
+    async with table_of(cassandra_server) as (session, keyspace):
+        await session.execute(f"CREATE TABLE {keyspace}.noise (id int PRIMARY KEY, v text)")
+
+        async def moved() -> list[str]:
+            noise = f"INSERT INTO {keyspace}.noise (id, v) VALUES (1, '{'x' * 100_000}')"
+            for _ in range(11):  # a segment of the commit log, and no change for Kafka
+                await session.execute(noise)
+            return segments.relocated_names(relocated)
+
+        lingering = {"producer": {"linger.ms": "3600000"}}
+        settings: dict[str, Any] = {"snapshot": "never"}
+        slow = configured(cassandra_server, keyspace, keyspace, ["t"], tmp_path, **settings, sidecar=lingering)
+        async with running(slow, kafka_bootstrap) as (runtime, task):
+            await eventually(lambda: sidecar_of(runtime) is not None and sidecar_of(runtime).healthy, timeout_s=60)
+            await write(session, keyspace, range(3))
+            kept = await eventually(moved, timeout_s=60, what="the sidecar moves the segment aside")
+            seen = len(looks)
+            await eventually(lambda: len(looks) > seen + 4, timeout_s=30)
+            assert set(kept) <= set(segments.relocated_names(relocated)) and not task.done()
+            assert await merged_rows(kafka_bootstrap, slow, COLUMNS) == {}
+        source = configured(cassandra_server, keyspace, keyspace, ["t"], tmp_path, **settings)
+        async with running(source, kafka_bootstrap):
+            await converged(session, keyspace, kafka_bootstrap, source)
+
+            async def deleted() -> bool:
+                await moved()
+                here = [one.name for one in segments.look(segments.node_files(cassandra_server.config_file)).segments]
+                return not set(kept) & {*here, *segments.relocated_names(relocated)}
+
+            await eventually(deleted, timeout_s=60, what="the segment is deleted once Kafka has it")
+
+
 def connect_in_a_process(folder: Path, source: Any, bootstrap: str) -> subprocess.Popen[str]:
     section = json.loads(source.config.model_dump_json(exclude={"name", "password"}))
     config = {
@@ -301,8 +365,7 @@ async def test_a_sidecar_that_keeps_dying_ends_connect_with_its_last_words(
     cassandra_server: CassandraServer, kafka_bootstrap: str, tmp_path: Path
 ) -> None:
     async with table_of(cassandra_server) as (_, keyspace):
-        (tmp_path / "empty.jar").write_bytes(b"no jar")
-        broken = {"jar": str(tmp_path / "empty.jar"), "deaths_max": 2}
+        broken = {"jar": str(write_jar(tmp_path / "empty.jar")), "deaths_max": 2}
         source = configured(cassandra_server, keyspace, keyspace, ["t"], tmp_path / "data", sidecar=broken)
         process = connect_in_a_process(tmp_path, source, kafka_bootstrap)
         _, told = await asyncio.to_thread(process.communicate, timeout=60)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from connectors.cassandra.node import enable_cdc
 from connectors.cassandra.source import CassandraSource
 from connectors.cql.session import CqlSession
 from connectors.source import Position
@@ -178,9 +179,7 @@ async def test_a_table_without_a_change_log_is_refused_with_what_mends_it(
         async with running(source, kafka_bootstrap) as (_, task):
             await task
     findings = await source.source().check()
-    assert [one.mend for one in findings if one.severity == "unfit"] == [
-        f'ALTER TABLE "{keyspace}"."t" WITH cdc = true;'
-    ]
+    assert [one.mend for one in findings if one.severity == "unfit"] == [enable_cdc(keyspace, "t")]
 
 
 @pytest.mark.parametrize(
@@ -188,6 +187,7 @@ async def test_a_table_without_a_change_log_is_refused_with_what_mends_it(
     [
         ("ALTER TABLE {} WITH cdc = false", "was switched off"),
         ("DROP TABLE {}", "dropped while it was captured"),
+        ("DROP KEYSPACE {}", "There is no keyspace .* dropped while it was captured"),
     ],
 )
 async def test_what_ends_the_stream_is_told(
@@ -203,7 +203,7 @@ async def test_what_ends_the_stream_is_told(
     source = configured(cassandra_server, keyspace, keyspace, ["t"], tmp_path)
     async with running(source, kafka_bootstrap) as (runtime, task):
         await eventually(lambda: sidecar_of(runtime) is not None, timeout_s=30)
-        await session.execute(statement.format(table))
+        await session.execute(statement.format(keyspace if "KEYSPACE" in statement else table))
         with pytest.raises(EnvironmentProblem, match=words):
             await asyncio.wait_for(task, 60)
 

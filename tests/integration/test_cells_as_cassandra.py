@@ -20,7 +20,7 @@ pytestmark = pytest.mark.servers
 
 COLUMNS = ("p", "c", "n", "w", "f", "ok", "tags", "names")
 LISTED = frozenset(COLUMNS)
-TABLE = """CREATE TABLE {}.t (p int, c int, n int, w text, f double, ok boolean, tags set<text>, names map<text, int>,
+TABLE = """CREATE TABLE {} (p int, c int, n int, w text, f double, ok boolean, tags set<text>, names map<text, int>,
 PRIMARY KEY (p, c)) WITH CLUSTERING ORDER BY (c DESC)"""
 VALUES: dict[str, list[Any]] = {
     "n": [0, 1, -1, 2_000_000_000, -2_000_000_000, 256],
@@ -158,19 +158,20 @@ async def rows_of_cassandra(session: CqlSession, table: str) -> dict[tuple[int, 
 
 
 async def test_random_mutations_give_the_rows_that_cassandra_returns(cassandra_server: CassandraServer) -> None:
+    """A table for each seed, so that one wait is long enough for what has to expire in all of them."""
     async with cql_session(cassandra_server) as session, fresh_keyspace(session) as keyspace:
-        await session.execute(TABLE.format(keyspace))
-        table = f"{keyspace}.t"
-        for seed in range(12):
-            await session.execute(f"TRUNCATE {table}")
-            writer = Writer(seed, table)
-            written: list[Written] = []
+        writers = [Writer(seed, f"{keyspace}.t{seed}") for seed in range(12)]
+        written: list[list[Written]] = []
+        for seed, writer in enumerate(writers):
+            await session.execute(TABLE.format(f"{keyspace}.t{seed}"))
+            written.append([])
             for _ in range(STATEMENTS):
                 statement, mutation = writer.statement()
                 await session.execute(statement)
-                written.append(mutation)
-            await asyncio.sleep(2.1)
-            shuffled = written + writer.random.sample(written, 20)
+                written[-1].append(mutation)
+        await asyncio.sleep(2.1)
+        for seed, (writer, mutations) in enumerate(zip(writers, written, strict=True)):
+            shuffled = mutations + writer.random.sample(mutations, 20)
             writer.random.shuffle(shuffled)
-            wanted = await rows_of_cassandra(session, table)
+            wanted = await rows_of_cassandra(session, f"{keyspace}.t{seed}")
             assert rows_merged_here(shuffled) == wanted, f"seed {seed}"

@@ -24,6 +24,7 @@ from deploy.local.redis import RedisServer
 from deploy.local.roles import Role
 from tests.support.forwarder import Forwarder
 from tests.support.load import Load
+from tests.support.running_pipeline import SOON_MISSED
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(600)]
 ROWS = 2_000
@@ -40,7 +41,7 @@ class Pipeline:
         self.forwarder = Forwarder(self.redis.port)
         self.harness.use_redis(f"redis://127.0.0.1:{self.forwarder.port}/0")
         asyncio.run(self._load())
-        self.harness.write_config(("flight", "airport"))
+        self.harness.write_config(("flight", "airport"), kafka=SOON_MISSED)
         self.connector = self.harness.role("connect", "nyc").start()
         self.workers = [self.harness.role("worker", "flight", "airport").start()]
         roles = [self.connector, *self.workers]

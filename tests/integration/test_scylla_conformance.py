@@ -21,7 +21,7 @@ def roomy_cassandra(local_root: LocalRoot) -> Iterator[CassandraServer]:
     """One that takes rows of 10 MB, and may be restarted."""
     server = start_cassandra(local_root, settings={"commitlog_segment_size": "64MiB"})
     yield server
-    server.stop()
+    server.kill()
     server.remove_data()
 
 

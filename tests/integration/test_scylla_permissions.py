@@ -30,7 +30,7 @@ READER = {"user": "reader", "password": "secret-of-reader"}
 def guarded(local_root: LocalRoot) -> Iterator[CassandraServer]:
     server = start_cassandra(local_root, settings=LOGIN)
     yield server
-    server.stop()
+    server.kill()
     server.remove_data()
 
 

@@ -15,8 +15,10 @@ from connectors.scylla.checks import check_position, check_scylla
 from connectors.scylla.config import LOG_SUFFIX, Shard
 from connectors.scylla.log_statements import Overwrite, Write
 from connectors.scylla.log_tables import forget_generation, log_ddl, value_columns
+from connectors.scylla.source import ScyllaSource
 from connectors.source import Batch
 from deploy.local.cassandra import CassandraServer
+from pipeline.core.clock import SystemClock
 from pipeline.core.errors import EnvironmentProblem, Fatal, PositionLost, Retryable
 from tests.support.scylla import (
     CONFIDENCE_S,
@@ -37,6 +39,16 @@ COLUMNS = "p int, c int, v text, PRIMARY KEY (p, c)"
 
 def put(p: int, c: int, v: str, ts: int | None = None) -> Write:
     return Write(kind="insert", key={"p": p, "c": c}, ts=now_us() if ts is None else ts, edits={"v": Overwrite(v)})
+
+
+async def write_rows(made: ScyllaTable, *rows: tuple[int, int, str]) -> list[Write]:
+    """For a source that reads already. Each is stamped as it is written: one that comes later than the confidence
+    window is rightly not read."""
+    written = []
+    for p, c, v in rows:
+        written.append(put(p, c, v))
+        await made.writer.write(written[-1])
+    return written
 
 
 async def read_from(made: ScyllaTable, position: object, until: Write, **settings: object) -> list[Batch]:
@@ -81,8 +93,7 @@ async def test_late_writes_within_the_confidence_window_are_read(cassandra_serve
         await source.open(None)
         late = put(1, 1, "late")
         await made.writer.write(late, late=True)
-        last = [put(1, number, f"in time {number}") for number in range(2, 12)]
-        await made.writer.write(*last)
+        last = await write_rows(made, *((1, number, f"in time {number}") for number in range(2, 12)))
         await made.writer.catch_up()
         try:
             batches = await read_until(source, last[-1])
@@ -90,6 +101,35 @@ async def test_late_writes_within_the_confidence_window_are_read(cassandra_serve
             await source.close()
         assert sorted(values(batches)) == sorted(["late", *(f"in time {number}" for number in range(2, 12))])
         assert now_us() - last[-1].ts > 3_000_000, "nothing is read before it is old enough"
+
+
+class WrongClock(SystemClock):
+    def __init__(self, ahead_s: int) -> None:
+        self._ahead_us = ahead_s * 1_000_000
+
+    def now_us(self) -> int:
+        return super().now_us() + self._ahead_us
+
+
+@pytest.mark.parametrize("ahead_s", [3600, -3600])
+async def test_a_wrong_clock_is_told_and_loses_nothing(ahead_s: int, cassandra_server: CassandraServer) -> None:
+    """One that is fast would read times for which writes are still to come, if it were trusted."""
+    async with scylla_table(cassandra_server, COLUMNS, confidence_window_s=1.0) as made:
+        clock = WrongClock(ahead_s)
+        (told,) = [one for one in await check_scylla(made.config, clock) if one.subject == "clock"]
+        assert told.severity == "warning" and f"clock is {ahead_s:+}.0 s from the server's" in told.message
+        source = ScyllaSource(made.config, clock=clock)
+        await source.open(None)
+        reading = asyncio.create_task(read_until(source, put(0, 0, "", ts=now_us() + 2_000_000)))
+        try:
+            late = put(1, 1, "late", ts=now_us() - 500_000)
+            await made.writer.write(late, late=True)
+            await asyncio.sleep(0.3)  # a reader that trusts a fast clock is past it by now
+            await made.writer.catch_up()
+            assert values(await reading) == ["late"]
+        finally:
+            reading.cancel()
+            await source.close()
 
 
 async def test_a_generation_follows_another(cassandra_server: CassandraServer) -> None:
@@ -165,12 +205,11 @@ async def test_two_processes_share_a_table(cassandra_server: CassandraServer) ->
 
 
 async def test_columns_come_and_go_live(cassandra_server: CassandraServer) -> None:
-    async with scylla_table(cassandra_server, COLUMNS) as made:
+    async with scylla_table(cassandra_server, COLUMNS, confidence_window_s=1.5) as made:
         source = made.source()
         await source.open(None)
         try:
-            first = put(1, 1, "before")
-            await made.writer.write(first)
+            (first,) = await write_rows(made, (1, 1, "before"))
             batches = await read_until(source, first)
             await made.session.execute(f"ALTER TABLE {made.name} ADD w map<text, int>")
             await made.look_again()
@@ -192,6 +231,24 @@ async def test_columns_come_and_go_live(cassandra_server: CassandraServer) -> No
         found = changes(records_of(batches))
         assert [set(event["after"]) - {"p", "c"} for event in found] == [{"v"}, {"v", "w"}, {"w"}]
         assert found[1]["after"]["w"]["elements"][0][:2] == ["a", 1]
+
+
+async def test_a_dropped_keyspace_ends_it_with_one_message(cassandra_server: CassandraServer) -> None:
+    async with scylla_table(cassandra_server, COLUMNS) as made:
+        first = put(1, 1, "x")
+        await made.writer.write(first)
+        source = made.source()
+        await source.open(None)
+        try:
+            await read_until(source, first)
+            await made.session.execute(f"DROP KEYSPACE {made.table.keyspace}")
+            with pytest.raises((Fatal, EnvironmentProblem), match=made.table.keyspace) as told:
+                await _read_on(source.read)
+            assert "\n" not in str(told.value)
+        finally:
+            await source.close()
+        with pytest.raises(EnvironmentProblem, match=f"has no table {made.name}"):
+            await made.source().open(None)
 
 
 async def test_a_dropped_table_ends_it_with_one_message(cassandra_server: CassandraServer) -> None:
@@ -259,7 +316,8 @@ async def test_an_expiring_log_ends_a_reader_that_is_too_slow(cassandra_server: 
 
 
 async def test_rows_that_are_older_than_the_log_come_first(cassandra_server: CassandraServer) -> None:
-    async with scylla_table(cassandra_server, COLUMNS, snapshot="initial", snapshot_ranges=4, page_rows=10) as made:
+    initial = {"snapshot": "initial", "snapshot_ranges": 4, "page_rows": 10}
+    async with scylla_table(cassandra_server, COLUMNS, confidence_window_s=1.5, **initial) as made:
         for number in range(50):
             key = f"({number}, {number}, 'old {number}')"
             await made.session.execute(f"INSERT INTO {made.name} (p, c, v) VALUES {key}")
@@ -269,9 +327,9 @@ async def test_rows_that_are_older_than_the_log_come_first(cassandra_server: Cas
             batch = await source.read()
             assert not batch.records and batch.position is not None and batch.position["snapshot"]["tables"] == ["t"]
             await source.acknowledge(batch.position)
-            written = [put(number, number, "new") for number in range(10)]
+            await write_rows(made, *((number, number, "new") for number in range(10)))
             gone = Write(kind="delete row", key={"p": 20, "c": 20}, ts=now_us())
-            await made.writer.write(*written, gone)
+            await made.writer.write(gone)
             batches = await read_until(source, gone)
         finally:
             await source.close()

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx
 import psycopg
 import pytest
 
-from pipeline.commands._contexts import OpenContext, open_context
 from pipeline.commands.verify import as_object, verify_context
 from pipeline.core.clock import SystemClock
+from pipeline.core.config import Config
 from pipeline.core.errors import EnvironmentProblem, Retryable
 from pipeline.lookup.http import make_app
+from pipeline.lookup.opened import OpenContext, open_context
 from pipeline.lookup.service import LookupService, LookupUnavailable
 from pipeline.ops.verify import Settings, Verification
 from pipeline.stores.store import AppliedPosition
@@ -118,12 +118,13 @@ class World:
             connection.execute(text)
 
 
-def configuration(redis_url: str, dsn: str) -> Any:
-    return SimpleNamespace(
-        redis=SimpleNamespace(url=redis_url, cluster=False, prefix="ctxpipe"),
-        kafka=SimpleNamespace(bootstrap_servers="127.0.0.1:1"),
-        mask_key=b"",
-        sources={"nyc": {"connector": "postgres", "dsn": dsn, "tables": ["public.flights"]}},
+def configuration(redis_url: str, dsn: str) -> Config:
+    return Config.model_validate(
+        {
+            "kafka": {"bootstrap_servers": "127.0.0.1:1"},
+            "redis": {"url": redis_url},
+            "sources": {"nyc": {"connector": "postgres", "dsn": dsn, "tables": ["public.flights"]}},
+        }
     )
 
 

@@ -27,7 +27,7 @@ from pipeline.stores.store import AppliedPosition
 from schemas.context import ContextSpec
 from schemas.mutation import MutationSource
 from schemas.record import Record
-from tests.support.cassandra import cql_session, fresh_keyspace, start_cassandra
+from tests.support.cassandra import PATIENT, cql_session, fresh_keyspace, start_cassandra
 from tests.support.eventually import eventually
 from tests.support.servers import LocalRoot
 from tests.support.wide_columns import WideTable, postgres_record
@@ -230,7 +230,7 @@ async def open_world(
         for statement in KEYSPACE.format(keyspace).split(";"):
             await session.execute(statement)
         ring = {"connector": connector, "hosts": [HOST], "port": server.port, "keyspace": keyspace}
-        ring |= {"tables": ["weather", "readings"], **login}
+        ring |= {"tables": ["weather", "readings"], **PATIENT, **login}
         ring |= {"data_directory": "nowhere"} if connector == "cassandra" else {"confidence_window_s": 1}
         nyc = {"connector": "postgres", "dsn": dsn, "tables": ["public.flights", "public.airports"]}
         document = {
@@ -311,10 +311,14 @@ async def test_values_near_the_end_of_their_life_are_no_differences(world: World
         expiring.cancel()
 
 
+@pytest.mark.parametrize("connector", ["scylla", "cassandra"])
 async def test_a_source_with_heartbeats_is_waited_for(
-    cassandra_server: CassandraServer, redis_url: str, postgres_dsn: str
+    connector: str, cassandra_server: CassandraServer, redis_url: str, postgres_dsn: str
 ) -> None:
-    async with open_world(cassandra_server, redis_url, postgres_dsn, "scylla") as world:
+    async with open_world(cassandra_server, redis_url, postgres_dsn, connector) as world:
+        if connector == "cassandra":
+            beating = {"heartbeat_table": "beat", "sidecar": {"cassandra_yaml": str(cassandra_server.config_file)}}
+            world.config.sources["ring"] |= beating
         with pytest.raises(EnvironmentProblem, match="changes of source ring had not arrived"):
             await world.verify(world.flight)
         write = await world.weather.insert({"origin": "EWR", "hour": HOURS[0], "temp": -1.0}, time.time_ns() // 1000)
@@ -358,7 +362,7 @@ async def test_a_login_without_rights_is_told_so(local_root: LocalRoot, redis_ur
                 await world.verify(world.reading)
             assert "mistyped" not in str(refused.value)
     finally:
-        server.stop()
+        server.kill()
         server.remove_data()
 
 

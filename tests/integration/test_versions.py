@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +12,7 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
-import yaml
 
-from deploy.local.roles import Role
 from pipeline.commands._composition import propose
 from pipeline.core.config import load
 from pipeline.core.errors import ConfigError, Fatal
@@ -28,7 +23,7 @@ from schemas.bundle import ROOT_UNIT, Meta, Stored, UnitKey
 from schemas.context import ContextSpec
 from schemas.definition import Definition
 from tests.support.eventually import eventually
-from tests.support.streams import new_name
+from tests.support.running_pipeline import RunningPipeline, free_port
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(300)]
 
@@ -46,26 +41,11 @@ NEW = {"order": {"id", "amount", "note", "customer", "shop"}, "customer": {"name
 SHAPES = {1: OLD, 2: NEW}
 
 
-class Pipeline:
-    """A folder with a configuration, and the roles that run on it."""
+class Pipeline(RunningPipeline):
+    """Orders, their customers and shops, in the shape that is asked for."""
 
     def __init__(self, folder: Path, kafka: str, redis_url: str, dsn: str) -> None:
-        self.folder, self.redis_url, self.dsn = folder, redis_url, dsn
-        self.context, self.source = new_name("order").replace("-", "_"), new_name("shop").replace("-", "_")
-        self.roles: list[Role] = []
-        database = dsn.rsplit("/", 1)[1].split("?")[0]
-        section = {"connector": "postgres", "dsn": dsn, "slot": f"versions_{database}", "heartbeat_interval_s": 0.2}
-        tables = [f"public.{name}" for name in ("orders", "customers", "shops")]
-        config = {
-            "kafka": {"bootstrap_servers": kafka, "partitions": 2},
-            "redis": {"url": redis_url},
-            "sources": {self.source: {**section, "tables": tables}},
-            "contexts": ["order.yaml"],
-        }
-        self.config_path = folder / "ctxpipe.yaml"
-        self.config_path.write_text(yaml.safe_dump(config))
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            connection.execute(TABLES)
+        super().__init__(folder, kafka, redis_url, dsn, TABLES, ("orders", "customers", "shops"))
 
     def spec(self, version: int, shape: dict[str, set[str]]) -> ContextSpec:
         tables = {"order": "orders", "customer": "customers", "shop": "shops"}
@@ -87,54 +67,14 @@ class Pipeline:
         return ContextSpec.model_validate(spec)
 
     def write_spec(self, version: int, shape: dict[str, set[str]]) -> None:
-        spec = self.spec(version, shape).model_dump(mode="json", exclude_defaults=True)
-        (self.folder / "order.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
-
-    def role(self, *arguments: str) -> Role:
-        log = self.folder / f"{len(self.roles)}-{arguments[0]}.log"
-        self.roles.append(Role([*arguments, "--config", str(self.config_path)], log, {"PYTHONPATH": os.getcwd()}))
-        return self.roles[-1].start()
-
-    async def run(self, *arguments: str) -> tuple[int, list[str], str]:
-        """(exit code, lines, what it said beside) of a command that ends."""
-        command = [sys.executable, "-m", "pipeline.cli", *arguments, "--config", str(self.config_path)]
-        done = await asyncio.to_thread(
-            subprocess.run, command, capture_output=True, text=True, timeout=100, check=False
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        return done.returncode, done.stdout.splitlines(), done.stderr
-
-    async def verified(self) -> tuple[int, int, int]:
-        """(version, verified, mismatches)"""
-        code, lines, told = await self.run("verify", self.context, "--json")
-        assert lines, f"{code} {told}"
-        result = json.loads(lines[-1])
-        return result["version"], result["verified"], result["mismatches"]
-
-    async def state(self) -> tuple[int | None, dict[int, Definition | None]]:
-        """(serving version, definitions by version)"""
-        stores = await open_stores(RedisSettings(self.redis_url, self.context, 1))
-        try:
-            serving = stores.serving
-            return await serving.current(), {n: await serving.definition(n) for n in await serving.versions()}
-        finally:
-            await stores.close()
-
-    async def until_serving(self, version: int) -> dict[int, Definition | None]:
-        async def look() -> tuple[int | None, dict[int, Definition | None]]:
-            for role in self.roles:
-                role.ensure_running()
-            return await self.state()
-
-        return (await eventually(look, lambda seen: seen[0] == version, timeout_s=120, what=f"version {version}"))[1]
+        self.write_file("context.yaml", self.spec(version, shape).model_dump(mode="json", exclude_defaults=True))
 
 
 @pytest.fixture
 def pipeline(tmp_path: Path, kafka_bootstrap: str, redis_url: str, postgres_dsn: str) -> Iterator[Pipeline]:
     made = Pipeline(tmp_path, kafka_bootstrap, redis_url, postgres_dsn)
     yield made
-    for role in reversed(made.roles):
-        role.stop()
+    made.stop()
 
 
 class Lookups:
@@ -185,8 +125,7 @@ async def change(dsn: str) -> None:
 async def test_a_changed_spec_takes_over_under_lookups(pipeline: Pipeline) -> None:
     pipeline.write_spec(1, OLD)
     pipeline.role("connect", pipeline.source)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     pipeline.role("serve", "--port", str(port))
     old_worker = pipeline.role("worker")
     definitions = await pipeline.until_serving(1)

@@ -30,6 +30,7 @@ from connectors.scylla.log_tables import create_log, create_metadata, new_genera
 from connectors.scylla.log_writer import LogWriter
 from deploy.demo.harness import Harness
 from deploy.local.roles import Role
+from tests.support.running_pipeline import SOON_MISSED
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(600)]
 
@@ -134,7 +135,7 @@ class Pipeline:
             "metadata": {"keyspace": "ops", "tablets_keyspace": "ops"},
         }
         config = {
-            "kafka": {"bootstrap_servers": self.addresses.kafka, "partitions": 4},
+            "kafka": {"bootstrap_servers": self.addresses.kafka, "partitions": 4, **SOON_MISSED},
             "redis": {"url": self.addresses.redis},
             "sources": {"ops": source},
             "contexts": ["contexts/*.yaml"],

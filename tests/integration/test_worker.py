@@ -118,7 +118,7 @@ async def test_from_a_topic_that_comes_late_to_bundles_and_a_redriven_dead_lette
     (whole,) = place.dlq("show", str(letter["number"]))
     assert whole["value"] == "bm90IGpzb24="
     again = place.dlq("redrive", str(letter["number"]), code=1)
-    assert again == [{"redriven": 0, "refused": [f"{letter['number']}: {letter['reason']}"]}]
+    assert again == [{"redriven": 0, "looked_at_again": 0, "refused": [f"{letter['number']}: {letter['reason']}"]}]
     assert len(place.dlq("list")) == 1, "a record that still does not work is not set aside twice"
 
     killed = int(re.findall(r'"process": (\d+)', place.told())[0])

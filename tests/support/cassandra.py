@@ -14,20 +14,27 @@ from deploy.local.processes import HOST
 from tests.support.servers import LocalRoot
 
 DATACENTER = "datacenter1"
+PATIENT = {"connect_timeout_s": 60, "request_timeout_s": 60}
+"""Of a source in a test: on a busy machine a change of the schema takes longer than an operator would wait."""
+SLOW = dict.fromkeys(
+    ("read_request_timeout", "range_request_timeout", "write_request_timeout", "request_timeout"), "30s"
+)
+"""The node's own, for the same reason."""
 _numbers = itertools.count(1)
 
 
 def start_cassandra(root: LocalRoot, **options: Any) -> CassandraServer:
     """`options` are CassandraServer's; the heap is small, because tests share a machine."""
     install.ensure(["cassandra"])
-    server = CassandraServer(**root.place("cassandra"), **{"heap_mib": 768, **options})
+    settings = SLOW | options.pop("settings", {})
+    server = CassandraServer(**root.place("cassandra"), settings=settings, **{"heap_mib": 768, **options})
     server.start()
     return server
 
 
 def cql_server(server: CassandraServer, **settings: Any) -> CqlServer:
     """How to reach it."""
-    return CqlServer.model_validate({"hosts": [HOST], "port": server.port, **settings})
+    return CqlServer.model_validate({"hosts": [HOST], "port": server.port, **PATIENT, **settings})
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from deploy.local.processes import HOST
 from pipeline import cells
 from schemas.envelope import decode_record
 from schemas.record import Record
+from tests.support.cassandra import PATIENT
 from tests.support.kafka_records import read_all
 
 Rows = dict[str, dict[str, Any]]
@@ -40,6 +41,7 @@ def configured(
         "data_directory": str(directory),
         "consistency": "ONE",
         "snapshot_ranges": 8,
+        **PATIENT,
         "watch_interval_s": 0.3,
         **settings,
     }
@@ -81,10 +83,15 @@ async def mutations(bootstrap: str, source: Configured) -> list[Any]:
 
 async def merged_rows(bootstrap: str, source: Configured, columns: Sequence[str]) -> Rows:
     """The rows that all of it makes, by the key's JSON, with these columns."""
+    return merge(await mutations(bootstrap, source), columns)
+
+
+def merge(events: Iterable[Any], columns: Sequence[str]) -> Rows:
+    """The rows that these events make, in whatever order they come."""
     states: dict[str, tuple[dict[str, Any], cells.RowState]] = {}
     deletions: list[tuple[dict[str, Any], Any]] = []
     listed = frozenset(columns)
-    for event in await mutations(bootstrap, source):
+    for event in events:
         if event.mutation.scope != "row":
             deletions.append((event.key, event.mutation))
             continue

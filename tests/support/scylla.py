@@ -33,7 +33,7 @@ from pipeline.cells import EMPTY, RowState, Tombstone, exists, expired, merged, 
 from schemas.envelope import decode_record
 from schemas.mutation import Mutation
 from schemas.record import Record
-from tests.support.cassandra import cql_session, fresh_keyspace
+from tests.support.cassandra import PATIENT, cql_session, fresh_keyspace
 
 CONFIDENCE_S = 0.4
 
@@ -138,6 +138,7 @@ async def scylla_table(
                 "pause_s": 0.02,
                 "idle_pause_s": 0.02,
                 "snapshot": "never",
+                **PATIENT,
                 "metadata": {"keyspace": keyspace, "tablets_keyspace": keyspace},
                 # the log begins an hour ago, so that what a test wrote long ago is read in few windows
                 "log_ttl_s": 3600,

@@ -15,9 +15,10 @@ from typing import Any
 from pipeline.report import BatchReport
 from pipeline.stores.redis_client import RedisSettings
 from pipeline.stores.redis_store import Stores, open_stores
-from pipeline.streams.app import ContextApp, ContextStream, OpenContext, StreamSettings, build_app
+from pipeline.streams.app import ContextApp, ContextStream, OpenContext, build_app
 from pipeline.streams.lanes import LaneLimits
 from pipeline.streams.process import run
+from pipeline.streams.worker_app import StreamSettings
 from schemas.record import Record
 
 WORK_S = 0.005

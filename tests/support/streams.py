@@ -15,7 +15,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from pipeline.report import BatchReport
 from pipeline.stores.memory import MemoryMarks
 from pipeline.stores.store import MarkStore, Partition, ShardChanged
-from pipeline.streams.app import ContextApp, ContextStream, OpenContext, StreamSettings, build_app
+from pipeline.streams.app import ContextApp, ContextStream, OpenContext, build_app
+from pipeline.streams.worker_app import StreamSettings
 from schemas.bundle import UnitKey
 from schemas.record import Record
 from schemas.topics import consumer_group

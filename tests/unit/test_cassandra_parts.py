@@ -144,6 +144,7 @@ def test_the_sidecar_snapshots_nothing_deletes_nothing_and_never_gives_a_record_
     assert settings["kafka.producer.acks"] == "all" and settings["kafka.producer.security.protocol"] == "SSL"
     assert int(settings["kafka.producer.delivery.timeout.ms"]) > 2_000_000_000
     assert settings["topic.prefix"] == "w"
+    assert int(settings["poll.interval.ms"]) < 100, "a change alone is not held back"
 
 
 def test_values_survive_the_form_of_java_properties() -> None:

@@ -95,6 +95,29 @@ def test_a_segment_that_vanishes_unread_is_noticed_also_after_a_restart(
     assert segments.Ledger(tmp_path / "segments.json").compare(["c", "d"], []) == []
 
 
+def test_a_segment_that_is_brought_back_during_a_look_is_not_lost(
+    files: segments.NodeFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sidecar's next start moves it from the place that is looked at second to the one looked at first."""
+    ledger, relocated = segments.Ledger(tmp_path / "segments.json"), tmp_path / "relocated"
+    name = write_segment(files, 1, "1\nCOMPLETED")
+    for path in list(files.cdc_raw.glob(f"{name}*")):
+        path.rename(relocated / "archive" / path.name)
+    assert segments.compared(ledger, files, relocated)[1:] == ([name], [])
+    names = segments.relocated_names
+
+    def meanwhile(directory: Path) -> list[str]:
+        segments.bring_back(directory, files)
+        return names(directory)
+
+    monkeypatch.setattr(segments, "relocated_names", meanwhile)
+    picture, _, lost = segments.compared(ledger, files, relocated)
+    assert lost == [] and [one.name for one in picture.segments] == [name]
+    for path in files.cdc_raw.glob(f"{name}*"):
+        path.unlink()
+    assert segments.compared(ledger, files, relocated)[2] == [name]
+
+
 def test_what_was_moved_aside_comes_back_or_is_deleted(files: segments.NodeFiles, tmp_path: Path) -> None:
     relocated = tmp_path / "relocated"
     names = [write_segment(files, number, "1\nCOMPLETED") for number in (1, 2)]
@@ -157,6 +180,12 @@ async def test_one_that_goes_on_without_what_it_could_not_read_is_ended(tmp_path
         "print('Caused by: java.lang.ClassCastException: no cell'); time.sleep(600)"
     )
     with pytest.raises(EnvironmentProblem, match="ClassCastException: no cell"):
+        await a_sidecar(tmp_path, script, deaths_max=1).run()
+
+
+async def test_what_it_could_not_send_is_told_however_long_the_row_is(tmp_path: Path) -> None:
+    script = "import time; print('Failed to emit record ' + 'x' * 5_000_000, flush=True); time.sleep(600)"
+    with pytest.raises(EnvironmentProblem, match="Failed to emit record"):
         await a_sidecar(tmp_path, script, deaths_max=1).run()
 
 

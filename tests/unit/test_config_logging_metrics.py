@@ -93,11 +93,25 @@ def test_talkative_libraries_are_kept_quiet() -> None:
 def test_every_metric_is_listed_and_well_named() -> None:
     names = [definition.name for definition in metrics.DEFINITIONS]
     assert len(names) == len(set(names))
+    pattern = r"ctxpipe_(connector|worker|embedding|lookup|search|replica|active)_[a-z_]+"
     for definition in metrics.DEFINITIONS:
-        assert re.fullmatch(r"ctxpipe_(connector|worker|lookup)_[a-z_]+", definition.name)
+        assert re.fullmatch(pattern, definition.name)
         assert definition.name.endswith("_total") is (definition.kind == "counter")
         assert definition.meaning.endswith(".")
-        assert set(definition.labels) <= {"source", "context", "operation", "status", "kind", "table"}
+        labels = {
+            "source",
+            "context",
+            "operation",
+            "status",
+            "kind",
+            "table",
+            "space",
+            "mode",
+            "part",
+            "rung",
+            "reason",
+        }
+        assert set(definition.labels) <= labels
     collected = {metric.name for metric in metrics.REGISTRY.collect()}
     assert {name.removesuffix("_total") for name in names} <= collected
 

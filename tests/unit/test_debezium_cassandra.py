@@ -132,6 +132,34 @@ def test_declared_types_become_canonical() -> None:
     )
 
 
+def test_a_varint_is_read_as_the_snapshot_reads_it() -> None:
+    source = {"connector": "cassandra", "name": "c", "keyspace": "ks", "table": "t", "version": "3.4.1", "ts_us": 5}
+    cells = {"small": "-7", "large": str(-(2**70)), "number": 7}
+    after = {column: {"value": value, "deletion_ts": None, "set": True} for column, value in cells.items()}
+    value = json.dumps({"op": "i", "source": source, "after": after}).encode()
+    types = {"ks.t": dict.fromkeys(cells, "integer")}
+    event = decode_record(Record("c.ks.t", 0, 0, b'{"id":1}', value), types)
+    assert event is not None and event.mutation is not None
+    found = {column: cell.value for column, cell in event.mutation.cells.items()}  # type: ignore[union-attr]
+    assert found == {"small": -7, "large": str(-(2**70)), "number": 7}
+
+
+def test_an_address_is_read_as_the_snapshot_reads_it() -> None:
+    """Java shows addresses with a slash and in full; the snapshot of the same row has what CQL shows."""
+    source = {"connector": "cassandra", "name": "c", "keyspace": "ks", "table": "t", "version": "3.4.1", "ts_us": 5}
+    cells = {"old": "/192.0.2.1", "new": "/fe80:0:0:0:0:0:0:1", "text": "/192.0.2.1"}
+    after = {column: {"value": value, "deletion_ts": None, "set": True} for column, value in cells.items()}
+    value = json.dumps({"op": "i", "source": source, "after": after}).encode()
+    event = decode_record(Record("c.ks.t", 0, 0, b'{"id":1}', value), {"ks.t": {"old": "inet", "new": "inet"}})
+    assert event is not None and event.mutation is not None
+    found = {column: cell.value for column, cell in event.mutation.cells.items()}  # type: ignore[union-attr]
+    assert found == {"old": "192.0.2.1", "new": "fe80::1", "text": "/192.0.2.1"}
+    bad = {"old": {"value": "/192.0.2.256", "deletion_ts": None, "set": True}}
+    value = json.dumps({"op": "i", "source": source, "after": bad}).encode()
+    with pytest.raises(DecodeError, match="column old"):
+        decode_record(Record("c.ks.t", 0, 0, b'{"id":1}', value), {"ks.t": {"old": "inet"}})
+
+
 def test_a_collection_is_certain_only_where_it_is_declared_frozen() -> None:
     cells = mutation("update ks.coll set fl=[1,2]").cells
     assert {column: cell.value for column, cell in cells.items() if isinstance(cell, Cell)} == {

@@ -89,6 +89,16 @@ def test_maven_fetches_once_and_a_broken_fetch_leaves_nothing(bare_machine: Path
     assert install.jars("kafka").is_dir()
 
 
+def test_a_browser_for_tests_comes_with_its_driver(monkeypatch: pytest.MonkeyPatch, bare_machine: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(EnvironmentProblem, match=r"(?s)  - chromium: .*  - chromedriver: .*chromium chromium-driver"):
+        install.ensure(["browser"])
+    for name in ("google-chrome", "chromedriver"):
+        _write(bare_machine / name, "exit 0")
+    install.ensure(["browser"])
+    assert [Path(path).name for path in install.browser_programs()] == ["google-chrome", "chromedriver"]
+
+
 def test_an_unknown_server_is_named() -> None:
     with pytest.raises(EnvironmentProblem, match="'mysql'"):
         install.ensure(["mysql"])

@@ -13,8 +13,10 @@ import pytest
 from pipeline.core.errors import EnvironmentProblem, Retryable
 from pipeline.lookup import http
 from pipeline.lookup.answer import iso_time
-from pipeline.lookup.compose import splice
-from pipeline.lookup.service import LookupService, LookupUnavailable, MalformedKey, ServedContext, UnknownContext
+from pipeline.lookup.keys import MalformedKey
+from pipeline.lookup.served import ServedContext
+from pipeline.lookup.service import LookupService, LookupUnavailable, UnknownContext
+from pipeline.splicing import splice
 from pipeline.stores.store import AppliedPosition, Fetched, Partition
 from schemas.bundle import FragmentReference, Meta, Stored
 from schemas.context import ContextSpec
@@ -122,6 +124,9 @@ async def test_an_answer_says_what_is_known(reader: MemoryReader) -> None:
         "age_ms": {"nyc": 20.0, "fleet": 5.0},
         "spec_version": 3,
         "hash": answer.hash,
+        "sections": {},
+        "left_out": [],
+        "rung": "store",
         "bundle": {"id": 1, "plane": {"tail": "N1"}, "airline": []},
     }
 
@@ -223,7 +228,7 @@ async def test_a_decimal_key_is_found_in_any_spelling(reader: MemoryReader) -> N
 async def test_other_mistakes_of_a_caller_are_refused(reader: MemoryReader) -> None:
     with pytest.raises(UnknownContext):
         await service(reader).get("boat", "1")
-    with pytest.raises(MalformedKey, match="1001 keys"):
+    with pytest.raises(MalformedKey, match="1,001 keys"):
         await service(reader).get_many("flight", ["1"] * 1001)
 
 

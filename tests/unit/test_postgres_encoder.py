@@ -99,4 +99,11 @@ def test_a_heartbeat_is_decoded_as_one() -> None:
     decoded = decode_record(Record("src.public.t", 3, 0, HEARTBEAT_KEY, value))
     assert decoded is not None and decoded.operation is Operation.MESSAGE
     assert decoded.message == (HEARTBEAT_PREFIX, b'{"ts_us":9}') and decoded.commit_time_us == 9
-    assert decoded.version == version_of(4321, 4321)
+    assert decoded.version == version_of(4321, 4321) and decoded.cluster == ""
+
+
+def test_a_heartbeat_tells_whose_log_its_position_is_of() -> None:
+    moment = Moment(4321, 0, 0, 5)
+    value = message_value("src", "db", HEARTBEAT_PREFIX, b'{"ts_us":9}', 4321, 9, moment, "7412345678901234567")
+    decoded = decode_record(Record("src.public.t", 3, 0, HEARTBEAT_KEY, value))
+    assert decoded is not None and decoded.cluster == "7412345678901234567"

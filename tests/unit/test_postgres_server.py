@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+from contextlib import suppress
 from typing import Any
 
 import asyncpg
@@ -63,3 +66,32 @@ async def test_a_refusal_in_the_middle_of_the_stream_reaches_the_reader(monkeypa
     stream._on_readable()
     with pytest.raises(EnvironmentProblem, match="permission denied"):
         await stream.read()
+
+
+async def test_what_arrives_while_it_closes_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop called back for a connection that was given up already."""
+    near, far = socket.socketpair()
+    heard: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: heard.append(context))
+
+    class Connection:
+        pgconn = type("Libpq", (), {"socket": near.fileno(), "put_copy_data": lambda *_: 1, "flush": lambda _: 0})()
+
+        async def close(self) -> None:
+            near.close()
+
+    async def slow_to_end() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        await asyncio.sleep(0.01)
+
+    stream = ReplicationStream(Server("postgresql://h/d", "src"), 1000)
+    monkeypatch.setattr(stream, "_connection", Connection())
+    stream._resume_reading()
+    monkeypatch.setattr(stream, "_feedback_task", asyncio.create_task(slow_to_end()))
+    await asyncio.sleep(0)
+    far.send(b"more")
+    await stream.close()
+    far.close()
+    assert not heard

@@ -8,12 +8,13 @@ import pytest
 
 from connectors.cql.reader import CqlReader
 from connectors.postgres.reader import PostgresReader
-from connectors.readers import EXPIRY_S, reading_of
+from connectors.readers import EXPIRY_S, Reading, reading_of
 from connectors.registry import Configured, Plugin, configure
 from pipeline.core.debezium import DebeziumConfig
 from pipeline.core.errors import ConfigError
 
 DEBEZIUM = Plugin("debezium", "", DebeziumConfig, None)
+BEATING = {"heartbeat_table": "beat", "sidecar": {"cassandra_yaml": "c.yaml"}}
 CQL = {"hosts": ["127.0.0.1"], "keyspace": "ks", "tables": ["t"]}
 
 
@@ -26,6 +27,7 @@ def foreign(**section: Any) -> Configured:
     [
         ({"connector": "postgres", "dsn": "postgresql://h/d", "tables": ["public.t"]}, PostgresReader, True, 0.0),
         ({"connector": "cassandra", "data_directory": "d", **CQL}, CqlReader, False, EXPIRY_S),
+        ({"connector": "cassandra", "data_directory": "d", **BEATING, **CQL}, CqlReader, True, EXPIRY_S),
         ({"connector": "scylla", **CQL}, CqlReader, True, EXPIRY_S),
     ],
 )
@@ -35,6 +37,24 @@ async def test_a_database_is_read_by_its_own_reader(
     (source,) = configure({"shop": section})
     found = reading_of(source)
     assert (type(found.reader), found.heartbeats, found.settle_s) == (reader, heartbeats, settle_s)
+
+
+class Peers:
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    async def other_nodes(self) -> int:
+        return self._count
+
+
+@pytest.mark.parametrize(
+    ("heartbeats", "lone_only", "others", "expected"),
+    [(True, True, 0, True), (True, True, 2, False), (True, False, 2, True), (False, True, 0, False)],
+)
+async def test_heartbeats_of_a_node_speak_for_no_other(
+    heartbeats: bool, lone_only: bool, others: int, expected: bool
+) -> None:
+    assert await Reading(Peers(others), heartbeats, 0.0, lone_only).has_heartbeats() is expected
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from connectors.postgres.encoder import HEARTBEAT_KEY, Moment, message_value
 from pipeline.plan import Plan, compile_plan
 from pipeline.rows import Change, complete, decode_batch, rows_to_complete
 from pipeline.stores.store import AppliedPosition, StoredRow
@@ -11,6 +12,7 @@ from schemas.context import ContextSpec
 from schemas.event import version_of
 from schemas.mutation import Cell, Mutation, MutationSource, encode_heartbeat, encode_mutation
 from schemas.record import Record
+from schemas.topics import HEARTBEAT_PREFIX
 from tests.support.debezium_fixtures import column, plain, with_schemas
 
 FIELDS = [column("id", "int32"), column("n", "string"), column("place", "struct", "io.debezium.data.New")]
@@ -46,6 +48,15 @@ def test_only_heartbeats_tell_how_far_a_wide_column_table_is_applied() -> None:
     assert decode_batch(plan, records[:2]).applied["x.p.t", 0] == AppliedPosition("x", 2, "", 0)
     assert decode_batch(plan, records).applied["x.p.t", 0].commit_time_us == 700
     assert [write.key for write in decode_batch(plan, records).writes] == ["1", "1"]
+
+
+def test_the_cluster_of_a_heartbeat_stays_with_the_position() -> None:
+    moment = Moment(700, 0, 0, 5)
+    beat = message_value("x", "db", HEARTBEAT_PREFIX, b'{"ts_us":9}', 700, 9, moment, "77")
+    later = message_value("x", "db", HEARTBEAT_PREFIX, b'{"ts_us":9}', 800, 10, Moment(800, 0, 0, 5))
+    records = [Record("x.p.t", 0, number, HEARTBEAT_KEY, value) for number, value in enumerate((beat, later))]
+    applied = decode_batch(plan_of(), records).applied
+    assert applied["x.p.t", 0] == AppliedPosition("x", 2, version_of(800, 800), 10, "77")
 
 
 def test_a_partition_key_that_contradicts_the_spec_is_set_aside_with_the_remedy() -> None:

@@ -55,11 +55,12 @@ def test_a_range_stands_in_the_tables_order() -> None:
 def test_the_statement_for_the_table() -> None:
     write = Write(kind="update", key=KEY, ts=10, ttl=5, edits={"v": Overwrite("x"), "u": Add({"y": "z"})})
     assert base_cql(write, TABLE) == (
-        'UPDATE "ks"."t" USING TIMESTAMP 10 AND TTL 5 SET "v" = ?, "u"."y" = ? WHERE "p" = ? AND "c" = ?',
-        ["x", "z", 1, 2],
+        'UPDATE "ks"."t" USING TIMESTAMP ? AND TTL ? SET "v" = ?, "u"."y" = ? WHERE "p" = ? AND "c" = ?',
+        [10, 5, "x", "z", 1, 2],
     )
     write = Write(kind="delete range", key={"p": 1}, ts=10, lower=((3,), True))
-    assert base_cql(write, TABLE)[0] == 'DELETE  FROM "ks"."t" USING TIMESTAMP 10 WHERE "p" = ? AND ("c") >= (?)'
+    query = 'DELETE  FROM "ks"."t" USING TIMESTAMP ? WHERE "p" = ? AND ("c") >= (?)'
+    assert base_cql(write, TABLE) == (query, [10, 1, 3])
 
 
 def test_the_tables_of_the_log() -> None:

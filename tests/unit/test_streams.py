@@ -271,6 +271,19 @@ class TestHandler:
         batch = RecordBatch(("dirty", 0), found, 3, ignore)
         await BatchHandler(scripted, scripted, scripted.marks, clock=ImpatientClock()).rebuild([batch])
         assert scripted.happened == ["rebuild 2", "publish 1"]
+        assert scripted.marks.applied == {("dirty", 0): AppliedPosition("", 3, "", 0)}
+
+    async def test_a_position_tells_which_chunks_it_awaits(self) -> None:
+        scripted = Scripted()
+        scripted.report.applied[PARTITION] = AppliedPosition("shop", 7, "b", 2)
+
+        async def publish(report: BatchReport) -> None:
+            report.fan_out_ends[3] = 12
+
+        scripted.publish = publish  # type: ignore[method-assign]
+        batch = RecordBatch(PARTITION, records(0), 1, ignore)
+        await BatchHandler(scripted, scripted, scripted.marks, clock=ImpatientClock()).denormalise([batch])
+        assert scripted.marks.applied == {PARTITION: AppliedPosition("shop", 7, "b", 2, awaits={3: 12})}
 
 
 class TestRunner:

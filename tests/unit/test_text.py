@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import Poison
-from pipeline.lookup.text import count_tokens, render_text
+from pipeline.text import count_tokens, render_template, render_text
 from schemas.context import ContextSpec
 
 TEMPLATE = (
@@ -108,3 +108,12 @@ def test_a_section_within_a_section_has_a_priority_of_its_own() -> None:
 
 def test_missing_values_are_empty() -> None:
     assert render_text(_spec("{{ nothing.at.all }}!"), BUNDLE).text == "!"
+
+
+def test_null_is_written_as_nothing() -> None:
+    assert (
+        render_template(
+            "{{ name }} of {{ maker.name }}, {{ year or 'unknown' }}", {"name": "a", "maker": None, "year": None}
+        )
+        == "a of , unknown"
+    )

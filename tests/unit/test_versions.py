@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.core.clock import SystemClock
 from pipeline.core.errors import ConfigError, Retryable
-from pipeline.lookup.service import LookupService, ServedContext
+from pipeline.lookup.served import ServedContext
+from pipeline.lookup.service import LookupService
 from pipeline.lookup.versions import VersionKeeper
 from pipeline.stores.store import AppliedPosition, Fetched, Partition
 from schemas.bundle import Meta, Stored

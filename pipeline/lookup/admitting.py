@@ -1,0 +1,81 @@
+"""Requests and the admission to the server: who is let in, and what those are told who are not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pipeline.core import metrics
+from pipeline.core.errors import Retryable
+from pipeline.lookup.admission import Admission, Refusal, Ticket
+
+
+class Shed(Retryable):
+    """Refused at once, because it could not be answered in time. `retry_after_s` is when to come back."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        self.refusal = refusal
+        super().__init__(f"the server is busy ({refusal.reason}); try again")
+
+
+def admitted(admission: Admission, tenant: str | None, left_ms: float, keys: int = 1) -> Ticket:
+    """Raises Shed."""
+    found = admission.admit(tenant, left_ms, keys)
+    if isinstance(found, Refusal):
+        metrics.lookup_shed.labels(found.reason).inc()
+        raise Shed(found)
+    return found
+
+
+@contextmanager
+def admission_of(
+    admission: Admission | None, tenant: str | None, left_ms: float, keys: int = 1, waits: bool = False
+) -> Iterator[None]:
+    """Around the answering of one request, which tells nothing of the server's load where it `waits` for something else
+    than it. Raises Shed."""
+    if admission is None:
+        yield
+        return
+    ticket, typical = admitted(admission, tenant, left_ms, keys), False
+    try:
+        yield
+        typical = not waits
+    finally:
+        admission.done(ticket, typical)
+
+
+async def shed_problem(request: Request | None, error: Exception) -> Response:
+    """As little work as can be: it is done when there is too much."""
+    assert isinstance(error, Shed)
+    return Response(_BODIES[error.refusal.reason], 503, _headers(error.refusal))
+
+
+def _headers(refusal: Refusal) -> dict[str, str]:
+    return {
+        "content-type": "application/problem+json",
+        "cache-control": "no-store",
+        "retry-after": str(max(1, math.ceil(refusal.retry_after_s))),
+    }
+
+
+_BODIES = {
+    reason: msgspec.json.encode(
+        {
+            "type": "about:blank",
+            "title": "Service Unavailable",
+            "status": 503,
+            "detail": f"{told}; try again later",
+            "reason": reason,
+        }
+    )
+    for reason, told in (
+        ("overload", "the server has as much to do as it can answer in time"),
+        ("too late", "the server can't answer within what is left of the budget"),
+        ("tenant share", "this tenant has more on its way than its share"),
+    )
+}

@@ -1,0 +1,133 @@
+"""In front of the routes: a lookup of one key without credentials to ask for, answered by as little as can be.
+
+Of a lookup over HTTP, routing, the objects of a web framework and its exception handlers took longer than the lookup.
+What is here answers what almost all requests are, with the same bytes; whatever is unusual goes on to the routes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from urllib.parse import parse_qsl
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipeline.core import metrics
+from pipeline.lookup.admission import Admission, Ticket
+from pipeline.lookup.admitting import Shed, admitted, shed_problem
+from pipeline.lookup.answer import Answer
+from pipeline.lookup.options import NO_OPTIONS, LookupOptions, read_options
+from pipeline.lookup.security_headers import HEADERS, TRANSPORT_SECURITY, secured
+from pipeline.lookup.service import LookupService, LookupUnavailable
+
+PREFIX = "/v1/contexts/"
+BUDGET_HEADERS = (b"x-request-timeout-ms", b"grpc-timeout")
+ASKED = ("near", "store", "replica")
+"""Answers of these rungs tell how long answers take, unless they waited for a position."""
+Refuse = Callable[[None, Exception], Awaitable[Response]]
+
+
+class HotPath:
+    """ASGI. `refuse` makes the answer where there is no bundle in time."""
+
+    def __init__(self, app: ASGIApp, service: LookupService, refuse: Refuse, admission: Admission | None) -> None:
+        self._app, self._service, self._refuse, self._admission = app, service, refuse, admission
+        self._counts: dict[tuple[str, str], Callable[[], None]] = {}
+        self._seconds = metrics.lookup_seconds.labels("get").observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "GET":
+            path: str = scope["path"]
+            if path.startswith(PREFIX):
+                context, slash, key = path[len(PREFIX) :].partition("/")
+                if slash and ":" not in context:
+                    await self._get(context, key, scope, receive, send)
+                    return
+        await self._app(scope, receive, send)
+
+    async def _get(self, context: str, key: str, scope: Scope, receive: Receive, send: Send) -> None:
+        began_s = time.perf_counter()
+        ticket = None
+        try:
+            options, known = _options(scope)
+            if self._admission is not None:
+                left_ms = self._service.budget_ms(context, options)
+                ticket = admitted(self._admission, None, left_ms)
+            answer = await self._service.get(context, key, options)
+        except (LookupUnavailable, Shed) as error:
+            self._leave(ticket, typical=False)
+            refuse = shed_problem if isinstance(error, Shed) else self._refuse
+            await (await refuse(None, error))(scope, receive, secured(send, scope))
+            return
+        except BaseException as error:
+            self._leave(ticket, typical=False)
+            if not isinstance(error, Exception):
+                raise
+            # The routes meet it again, and have an answer to each.
+            await self._app(scope, receive, send)
+            return
+        self._leave(ticket, answer.rung in ASKED and not options.positions)
+        count = self._counts.get((context, answer.status))
+        if count is None:
+            count = self._counts[context, answer.status] = metrics.lookup_answers.labels(context, answer.status).inc
+        count()
+        duration_s = time.perf_counter() - began_s
+        self._seconds(duration_s)
+        status, headers, body = told(answer, known, duration_s)
+        all_headers = [*headers, *SECURITY, *((TRANSPORT_SECURITY,) if scope.get("scheme") == "https" else ())]
+        start: Message = {"type": "http.response.start", "status": status, "headers": all_headers}
+        await send(start)
+        await send({"type": "http.response.body", "body": body})
+
+    def _leave(self, ticket: Ticket | None, typical: bool) -> None:
+        if ticket is not None and self._admission is not None:
+            self._admission.done(ticket, typical)
+
+
+SECURITY = tuple(HEADERS.items())
+_JSON = (b"content-type", b"application/json")
+_CACHE = (b"cache-control", b"private, no-cache")
+
+
+def told(answer: Answer, known: str | None, duration_s: float) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """(status, headers, body) of an answer over HTTP: with what a client may want to know without reading the body, and
+    without one where `known`, an If-None-Match, has these bytes."""
+    age_ms: float | None = 0.0
+    for age in answer.age_ms.values():
+        age_ms = None if age is None or age_ms is None else max(age, age_ms)
+    headers = [
+        _CACHE,
+        (b"server-timing", b"lookup;dur=%.2f" % (duration_s * 1000)),
+        (b"x-context-status", answer.status.encode()),
+        (b"x-context-age-ms", b"unknown" if age_ms is None else b"%.0f" % age_ms),
+    ]
+    if answer.hash is not None:
+        headers.append((b"etag", b'"%b"' % answer.hash.encode()))
+        if known is not None and _matches(known, answer.hash):
+            return 304, headers, b""
+    body = answer.to_json()
+    headers += (_JSON, (b"content-length", b"%d" % len(body)))
+    return 404 if answer.bundle is None else 200, headers, body
+
+
+def _matches(known: str, etag: str) -> bool:
+    """If-None-Match: a list of tags, weak ones too, or *."""
+    tags = [tag.strip().removeprefix("W/").strip('"') for tag in known.split(",")]
+    return etag in tags or "*" in tags
+
+
+def _options(scope: Scope) -> tuple[LookupOptions, str | None]:
+    """And the If-None-Match. Raises BadOptions."""
+    known, budget = None, False
+    for name, value in scope["headers"]:
+        if name == b"if-none-match":
+            known = value.decode("latin-1")
+        elif name in BUDGET_HEADERS:
+            budget = True
+    query: bytes = scope["query_string"]
+    if not query and not budget:
+        return NO_OPTIONS, known
+    pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+    return read_options(Headers(scope=scope), pairs), known
