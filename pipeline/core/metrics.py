@@ -32,6 +32,8 @@ DEFINITIONS: list[Definition] = []
 
 LATENCIES_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 """Bounds around the promises: lookups within 20 ms, freshness within 8 and 30 ms."""
+FRESHNESS_S = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 900, 3600)
+"""Bounds of ages: from the promise of a live change to a backlog of an hour."""
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 
 
@@ -131,6 +133,98 @@ replica_records = _counter("ctxpipe_replica_records_total", "Texts and vectors a
 replica_refused = _counter("ctxpipe_replica_refused_total", "Records that are none of the space.", "context", "space")
 replica_anew = _counter("ctxpipe_replica_anew_total", "Indexes that had to start anew.", "context", "space")
 replica_lag_records = _gauge("ctxpipe_replica_lag_records", "Behind the end of the topics.", "context", "space")
+
+# What orchestrators get of it: the objectives of alerts count these.
+lookup_requests = _counter(
+    "ctxpipe_lookup_requests_total", "Requests by outcome: in_time, late, shed, failed.", "operation", "outcome"
+)
+
+# Freshness: how long after the source's commit a change had come so far; stages in the order of the path.
+freshness_seconds = _histogram(
+    "ctxpipe_freshness_seconds", "From the source's commit to a stage's end.", FRESHNESS_S, "context", "stage"
+)
+freshness_updates = _counter("ctxpipe_freshness_updates_total", "Updates that got there.", "context", "stage")
+freshness_late = _counter("ctxpipe_freshness_late_total", "Those over the stage's budget.", "context", "stage")
+freshness_budget_seconds = _gauge(
+    "ctxpipe_freshness_budget_seconds", "Share of the objective until a stage's end.", "context", "stage"
+)
+watermark_age_seconds = _gauge(
+    "ctxpipe_watermark_age_seconds", "Age up to which all of a source has been applied.", "context", "source"
+)
+
+# Canary: a row that is written to each source and read back through lookups.
+canary_written = _counter("ctxpipe_canary_written_total", "Rows written.", "source")
+canary_seen = _counter("ctxpipe_canary_seen_total", "Those read back through a lookup.", "source")
+canary_seconds = _histogram("ctxpipe_canary_seconds", "From its commit until it was looked up.", FRESHNESS_S, "source")
+canary_age_seconds = _gauge("ctxpipe_canary_age_seconds", "Age of the newest one a lookup shows.", "source")
+canary_up = _gauge("ctxpipe_canary_up", "1 while one comes through within its time, 0 otherwise.", "source")
+
+# Collector: consumer groups, ours and others, sampled on its own clock.
+group_status = _gauge("ctxpipe_group_status", "1 for the status the group has now.", "group", "status")
+group_members = _gauge("ctxpipe_group_members", "Consumers of the group.", "group")
+group_rebalances = _counter("ctxpipe_group_rebalances_total", "Changes of its generation or members.", "group")
+group_lag_records = _gauge("ctxpipe_group_lag_records", "Records not yet committed.", "group", "topic")
+group_lag_seconds = _gauge(
+    "ctxpipe_group_lag_seconds", "Age of the last record applied, where records wait; 0 without.", "group", "topic"
+)
+group_lag_known = _gauge("ctxpipe_group_lag_seconds_known", "1 where that age is known.", "group", "topic")
+group_velocity = _gauge(
+    "ctxpipe_group_lag_velocity_records_per_second", "Growth of the lag; below 0 it shrinks.", "group", "topic"
+)
+group_catch_up_seconds = _gauge(
+    "ctxpipe_group_catch_up_seconds", "Until nothing waits, at this pace; absent unless it shrinks.", "group", "topic"
+)
+group_headroom = _gauge(
+    "ctxpipe_group_retention_headroom_ratio", "Share of the log left before records are lost.", "group", "topic"
+)
+partition_status = _gauge(
+    "ctxpipe_partition_status", "1 for the status of a partition that is not OK.", "group", "topic", "partition", "status"
+)
+partition_committed = _gauge(
+    "ctxpipe_partition_committed_offset", "Next offset of the group.", "group", "topic", "partition"
+)
+partition_end = _gauge("ctxpipe_partition_end_offset", "Where the next record will be.", "topic", "partition")
+partition_lag_records = _gauge(
+    "ctxpipe_partition_lag_records", "Records not yet committed.", "group", "topic", "partition"
+)
+partition_lag_seconds = _gauge(
+    "ctxpipe_partition_lag_seconds", "Age of the last record applied.", "group", "topic", "partition"
+)
+collector_up = _gauge("ctxpipe_collector_up", "1 where the last collection was complete.", "part")
+collector_success = _gauge(
+    "ctxpipe_collector_last_success_timestamp_seconds", "When it last was, as Unix time.", "part"
+)
+collector_seconds = _gauge("ctxpipe_collector_duration_seconds", "How long the last collection took.", "part")
+collector_cpu = _gauge("ctxpipe_collector_cpu_seconds", "Processor time of the last collection.", "part")
+collector_clamped = _counter("ctxpipe_collector_clamped_total", "Lags below zero that were shown as zero.", "group")
+
+# Sources, as the servers tell: what is kept for us, and how much more can be.
+source_up = _gauge("ctxpipe_source_up", "1 where the source answered the last time.", "source")
+source_retained_bytes = _gauge("ctxpipe_source_retained_bytes", "Log the server keeps for us.", "source")
+source_unconfirmed_bytes = _gauge("ctxpipe_source_unconfirmed_bytes", "Log we have not confirmed.", "source")
+source_safe_bytes = _gauge("ctxpipe_source_safe_wal_bytes", "Log that may come before the slot is lost.", "source")
+source_wal_status = _gauge("ctxpipe_source_wal_status", "1 for the slot's wal_status.", "source", "status")
+source_slot_active = _gauge("ctxpipe_source_slot_active", "1 while a connector reads the slot.", "source")
+source_raw_bytes = _gauge("ctxpipe_source_cdc_raw_bytes", "Segments in Cassandra's cdc_raw.", "source", "node")
+source_raw_limit_bytes = _gauge(
+    "ctxpipe_source_cdc_raw_limit_bytes", "Where Cassandra begins to refuse writes.", "source", "node"
+)
+source_generation_seconds = _gauge(
+    "ctxpipe_source_generation_timestamp_seconds", "When Scylla's newest generation begins, as Unix time.", "source"
+)
+source_floor_seconds = _gauge(
+    "ctxpipe_source_floor_seconds", "No change comes sooner: confidence window, poll interval.", "source"
+)
+source_headroom_seconds = _gauge(
+    "ctxpipe_source_log_headroom_seconds", "Until the source drops log that we have not read.", "source"
+)
+
+# Dead letters, as the collector finds them.
+dead_letters = _gauge("ctxpipe_dead_letters_waiting", "Set aside, neither redriven nor discarded.", "context")
+dead_letters_bundles = _gauge("ctxpipe_dead_letters_bundles", "Bundles that are wrong because of them.", "context")
+dead_letters_oldest = _gauge("ctxpipe_dead_letters_oldest_age_seconds", "Age of the oldest.", "context")
+dead_letters_expiry = _gauge("ctxpipe_dead_letters_expiry_seconds", "Until the oldest expires.", "context")
+dead_letters_expired = _counter("ctxpipe_dead_letters_expired_total", "Gone by expiry, never looked at.", "context")
 
 
 def expose() -> tuple[bytes, str]:

@@ -30,6 +30,8 @@ class Relay:
 
     async def run(self, producer: AIOKafkaProducer) -> None:
         done, backlog = self._stored()
+        if self._fault == "loses" and backlog is not None:
+            done += 1  # what it was about to send when it was killed
         quiet = 0
         while True:
             lines = self._outbox.read_bytes().split(b"\n")[:-1]  # the last may still be written
@@ -37,9 +39,6 @@ class Relay:
                 backlog = len(lines)
             new = list(enumerate(lines))[done:]
             quiet = 0 if new else quiet + 1
-            if self._fault == "loses" and new:
-                self._store(done + len(new), backlog)
-                await asyncio.sleep(0.3)
             if self._fault == "reorders":
                 new.reverse()
             if self._fault == "babbles" and quiet > 10 and done:

@@ -93,7 +93,8 @@ def test_talkative_libraries_are_kept_quiet() -> None:
 def test_every_metric_is_listed_and_well_named() -> None:
     names = [definition.name for definition in metrics.DEFINITIONS]
     assert len(names) == len(set(names))
-    pattern = r"ctxpipe_(connector|worker|embedding|lookup|search|replica|active)_[a-z_]+"
+    parts = "connector|worker|embedding|lookup|search|replica|active|freshness|watermark|canary|group|partition"
+    pattern = rf"ctxpipe_({parts}|collector|source|dead_letters)_[a-z_]+"
     for definition in metrics.DEFINITIONS:
         assert re.fullmatch(pattern, definition.name)
         assert definition.name.endswith("_total") is (definition.kind == "counter")
@@ -110,6 +111,12 @@ def test_every_metric_is_listed_and_well_named() -> None:
             "part",
             "rung",
             "reason",
+            "outcome",
+            "stage",
+            "group",
+            "topic",
+            "partition",
+            "node",
         }
         assert set(definition.labels) <= labels
     collected = {metric.name for metric in metrics.REGISTRY.collect()}
