@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pipeline.core.errors import Retryable
 from pipeline.lookup.applied_watch import Seen
 from pipeline.lookup.last_known import RECONCILE_KEYS, LastKnown, name_of, wipe_others
-from pipeline.lookup.last_known_file import FOLDER, Entry, LastKnownFile
+from pipeline.lookup.last_known_file import FOLDER, Entry, FileTrouble, LastKnownFile
 from pipeline.stores.store import Fetched
 from schemas.bundle import FragmentReference, Meta, SourceState, Stored
 
