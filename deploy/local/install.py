@@ -35,8 +35,8 @@ class Program:
 def ensure(servers: Iterable[str], say: Callable[[str], None] = lambda _line: None) -> None:
     """Make everything the named servers need available, or raise one EnvironmentProblem that names all that is missing.
 
-    servers: of "kafka", "postgres", "redis", "cassandra", and "browser" for tests of the built-in page. say: gets a
-    line before each step that takes long.
+    servers: of "kafka", "postgres", "redis", "cassandra"; "browser" and "prometheus" for the tests of the built-in page
+    and of the alerts. say: gets a line before each step that takes long.
     """
     wanted = list(servers)
     missing = _missing(wanted)
@@ -74,6 +74,11 @@ def cassandra_java_program() -> str:
 def browser_programs() -> tuple[str, str]:
     """Paths of Chromium and of its driver."""
     return _found("chromium"), _found("chromedriver")
+
+
+def prometheus_program(name: str) -> str:
+    """Path of `prometheus` or `promtool`."""
+    return _found(name)
 
 
 def available(server: str) -> bool:
@@ -129,9 +134,11 @@ def _needs(server: str) -> list[str]:
         return ["redis-server"]
     if server == "browser":
         return ["chromium", "chromedriver"]
+    if server == "prometheus":
+        return ["prometheus", "promtool"]
     if not _pom(server).exists():
         raise EnvironmentProblem(
-            f"No local server is called {server!r}; known: kafka, postgres, redis, cassandra, browser."
+            f"No local server is called {server!r}; known: kafka, postgres, redis, cassandra, browser, prometheus."
         )
     return ["java" if server == "kafka" else "java 17", "mvn"]
 
@@ -222,6 +229,10 @@ _PROGRAMS = {
         "chromium-driver",
         "the driver of the same version (brew install --cask chromedriver)",
     ),
+    **{
+        name: Program(name, functools.partial(shutil.which, name), "prometheus", "Prometheus (brew install prometheus)")
+        for name in ("prometheus", "promtool")
+    },
     "mvn": Program("mvn", lambda: shutil.which("mvn"), "maven", "Maven (brew install maven)"),
 }
 
