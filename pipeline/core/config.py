@@ -14,6 +14,8 @@ from pydantic import Field, PrivateAttr, SecretStr, ValidationError, field_valid
 
 from pipeline.core import debezium
 from pipeline.core.access import AccessConfig, TlsConfig, access_mistakes
+from pipeline.core.canary import CanaryConfig, canary_mistakes, canary_specs
+from pipeline.core.collecting import CollectorConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.kafka import KafkaConfig
 from pipeline.core.redis import RedisConfig
@@ -22,7 +24,7 @@ from schemas.context import ContextSpec, FieldSpec, Name, Section
 from schemas.context_file import ContextFile, read_context
 from schemas.errors import SpecError
 from schemas.source_format import SourceFormat
-from schemas.yaml_file import SECRET_KEY, Location, Mistake, mistakes_of, read_yaml, suggestion
+from schemas.yaml_file import SECRET_KEY, Document, Location, Mistake, mistakes_of, read_yaml, suggestion
 
 DEFAULT_PATH = "ctxpipe.yaml"
 STATE_FILE = Path(".ctxpipe") / "local" / "state.json"
@@ -144,6 +146,7 @@ class Config(ConfigPart):
     serve: ServeConfig = Field(default_factory=ServeConfig)
     access: AccessConfig = Field(default_factory=AccessConfig)
     embedding: EmbeddingConfig = Field(default_factory=EmbeddingConfig)
+    collector: CollectorConfig = Field(default_factory=CollectorConfig)
     mask_secret: SecretStr | None = Field(
         default=None, min_length=1, description="key of the hashes that mask: hash makes"
     )
@@ -203,6 +206,7 @@ def load(path: str | Path = DEFAULT_PATH) -> Config:
     config.embedding._folder = config.redis._folder = config.kafka._folder = file.parent
     mistakes += _source_mistakes(config)
     mistakes += [Mistake(at, text) for at, text in access_mistakes(config.access, config.serve.tls)]
+    mistakes += canary_mistakes(config.canary, config.sources)
     if mistakes:
         raise ConfigError(document.sentences(mistakes))
     return config
@@ -229,6 +233,14 @@ def load_context_files(config: Config) -> dict[str, ContextFile]:
             place, first = file.document.place(("context",)), other.document.place(("context",))
             mistakes.append(f"{place}: context {name!r} is declared in {first} already; keep one of the two files")
         mistakes += file.document.sentences(_context_mistakes(config, file.spec))
+    for spec in canary_specs(config.canary, config.sources):
+        if spec.context in files:
+            place = files[spec.context].document.place(("context",))
+            mistakes.append(
+                f"{place}: context {spec.context!r} is the canary's of {config.path}; give this another name"
+            )
+        files[spec.context] = ContextFile(spec, Document(config.path))
+        mistakes += files[spec.context].document.sentences(_context_mistakes(config, spec))
     if mistakes:
         raise ConfigError(mistakes)
     return {name: files[name] for name in sorted(files)}
