@@ -48,12 +48,17 @@ def plain_decimal(value: Any) -> Any:
 
 def root_key_texts(spec: ContextSpec, texts: Sequence[str]) -> list[str]:
     """Key texts as somebody wrote them → as bundles are named: alike only where key columns are declared decimals."""
-    root = spec.entities[spec.root]
-    same = [entity for entity in spec.entities.values() if (entity.source, entity.table) == (root.source, root.table)]
-    decimals = [any(is_decimal(entity.types.get(column)) for entity in same) for column in root.key]
+    decimals = decimal_columns(spec)
     if not any(decimals):
         return list(texts)
     return [_respelt(text, decimals) for text in texts]
+
+
+def decimal_columns(spec: ContextSpec) -> list[bool]:
+    """Which of the root's key columns are declared decimals, in the key's order."""
+    root = spec.entities[spec.root]
+    same = [entity for entity in spec.entities.values() if (entity.source, entity.table) == (root.source, root.table)]
+    return [any(is_decimal(entity.types.get(column)) for entity in same) for column in root.key]
 
 
 def _respelt(text: str, decimals: Sequence[bool]) -> str:

@@ -47,6 +47,17 @@ class LookupOptions(msgspec.Struct, frozen=True, kw_only=True):
     def selects(self) -> bool:
         return self.sections is not None or self.fields is not None
 
+    @property
+    def plain(self) -> bool:
+        """Nothing but a budget, if anything: any answer in time will do."""
+        return self is NO_OPTIONS or (
+            self.max_age_ms is None
+            and self.principal is None
+            and self.token_budget is None
+            and not self.positions
+            and not self.selects
+        )
+
 
 NO_OPTIONS = LookupOptions()
 

@@ -11,6 +11,7 @@ from pipeline.lookup.ladder import Ladder, Rungs, StoreRung
 from pipeline.stores.spaces import SpaceStore, VectorStateStore
 from pipeline.stores.store import BundleReader
 from schemas.context import ContextSpec, Section
+from schemas.keys import decimal_columns, root_key_texts
 from schemas.topics import dirty_topic
 
 KEYS_REMEMBERED = 50_000
@@ -35,8 +36,7 @@ class ServedContext:
     space: str | None = None
     space_at_s: float | None = None
     plain_keys: dict[str, str] = field(default_factory=dict, init=False)
-    """Keys as callers write them → as bundles are named, of those that were right; empty where answers say more than
-    what the near cache knows, of vectors or of history."""
+    """Keys as callers write them → as bundles are named, of those that were right; empty unless `is_plain`."""
     _told: tuple[Seen, dict[str, int | None], dict[str, int | None]] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -81,8 +81,21 @@ class ServedContext:
     def embeds(self) -> bool:
         return self.spec.embedding is not None and self.states is not None
 
+    @property
+    def is_plain(self) -> bool:
+        """Answers say nothing more than what a rung of the ladder knows: nothing of vectors or of history."""
+        return self.spec.history is None and not self.embeds
+
+    @cached_property
+    def _respells(self) -> bool:
+        return any(decimal_columns(self.spec))
+
+    def names_of(self, keys: Sequence[str]) -> Sequence[str]:
+        """Keys as callers write them → as bundles are named."""
+        return root_key_texts(self.spec, keys) if self._respells else keys
+
     def remember_key(self, key: str, wanted: str) -> None:
-        if self.spec.history is None and not self.embeds:
+        if self.is_plain:
             if len(self.plain_keys) >= KEYS_REMEMBERED:
                 self.plain_keys.clear()
             self.plain_keys[key] = wanted

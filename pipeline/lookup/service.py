@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -13,9 +14,10 @@ from pipeline.core.clock import Clock
 from pipeline.core.errors import CtxpipeError, Retryable
 from pipeline.lookup.answer import Answer, EmbeddingLabel, NotReached
 from pipeline.lookup.bundle_ids import id_of, shape_of
-from pipeline.lookup.keys import check_keys
+from pipeline.lookup.gathering import Gathering
+from pipeline.lookup.keys import check_key, check_keys
 from pipeline.lookup.labels import Composed, Unread, answer_of, default_answer, embedding_label
-from pipeline.lookup.ladder import Read
+from pipeline.lookup.ladder import Ladder, Read
 from pipeline.lookup.options import NO_OPTIONS, BadOptions, LookupOptions, path_mistakes
 from pipeline.lookup.positions import read_positions, wait_for, without_positions
 from pipeline.lookup.served import ServedContext
@@ -24,7 +26,6 @@ from pipeline.stores.spaces import VectorState
 from pipeline.stores.store import Fetched
 from schemas.bundle import Meta
 from schemas.context import ContextSpec
-from schemas.keys import root_key_texts
 
 READY_S = 1.0
 LEFT_S_MIN = 0.001
@@ -82,6 +83,7 @@ class LookupService:
     def __init__(self, contexts: Mapping[str, ServedContext], clock: Clock, budget_ms: float | None = None) -> None:
         self._contexts, self._clock, self._budget_ms = dict(contexts), clock, budget_ms
         self._at_once = 0
+        self._gatherings: WeakKeyDictionary[Ladder, Gathering] = WeakKeyDictionary()
 
     @property
     def specs(self) -> list[ContextSpec]:
@@ -94,10 +96,15 @@ class LookupService:
 
     async def get(self, context: str, key: str, options: LookupOptions = NO_OPTIONS) -> Answer:
         """Raises UnknownContext, MalformedKey, BadOptions, LookupUnavailable."""
-        if options is NO_OPTIONS and self._at_once < AT_ONCE_MAX:
+        if options.plain:
+            if self._at_once >= AT_ONCE_MAX:
+                await asyncio.sleep(0)
             answer = self._at_hand(context, key)
             if answer is not None:
                 return answer
+            served = self.served(context)
+            if served.is_plain:
+                return await self._get_together(served, key, options)
         return (await self.get_many(context, [key], options))[0]
 
     async def get_many(self, context: str, keys: Sequence[str], options: LookupOptions = NO_OPTIONS) -> list[Answer]:
@@ -134,9 +141,7 @@ class LookupService:
             check_keys(served.spec, keys)
         budget_ms = self._budget(served, budget_ms or options.budget_ms)
         until_s = asyncio.get_running_loop().time() + budget_ms / 1000
-        wanted = root_key_texts(served.spec, keys)
-        if len(keys) == 1 and options is NO_OPTIONS:
-            served.remember_key(keys[0], wanted[0])
+        wanted = served.names_of(keys)
         query = _Query(served, keys, wanted, options, budget_ms, until_s, or_default)
         served.queries += 1
         try:
@@ -177,6 +182,33 @@ class LookupService:
             return None
         self._note_at_once()
         return answer_of(served, key, read, clock.now_us(), NO_OPTIONS)[0]
+
+    async def _get_together(self, served: ServedContext, key: str, options: LookupOptions) -> Answer:
+        """From the rungs below the near cache, with others that ask at the same time."""
+        wanted = served.plain_keys.get(key)
+        if wanted is None:
+            check_key(served.spec, key)
+            wanted = served.names_of([key])[0]
+            served.remember_key(key, wanted)
+            answer = self._at_hand(served.spec.context, key)
+            if answer is not None:
+                return answer
+        budget_ms = self._budget(served, options.budget_ms)
+        until_s = asyncio.get_running_loop().time() + budget_ms / 1000
+        gathering = self._gatherings.get(served.ladder)
+        if gathering is None:
+            gathering = self._gatherings[served.ladder] = Gathering(served.ladder, self._clock)
+        served.queries += 1
+        try:
+            read, error = await gathering.read(wanted, budget_ms, until_s)
+        finally:
+            served.queries -= 1
+        now_us = self._clock.now_us()
+        if read is None:
+            return self._default(
+                _Query(served, [key], [wanted], options, budget_ms, until_s, True), key, now_us, error
+            ).answer
+        return answer_of(served, key, read, now_us, options)[0]
 
     async def _find_after(self, query: _Query) -> list[Found]:
         """Bundles that hold the positions; those that may not are never called fresh."""
