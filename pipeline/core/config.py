@@ -147,6 +147,7 @@ class Config(ConfigPart):
     access: AccessConfig = Field(default_factory=AccessConfig)
     embedding: EmbeddingConfig = Field(default_factory=EmbeddingConfig)
     collector: CollectorConfig = Field(default_factory=CollectorConfig)
+    canary: CanaryConfig | None = None
     mask_secret: SecretStr | None = Field(
         default=None, min_length=1, description="key of the hashes that mask: hash makes"
     )
