@@ -22,7 +22,7 @@ class KafkaPositions:
     async def load(self) -> Position | None:
         """None when none was ever stored. Raises Fatal for one that can't be read: starting anew would repeat all."""
         value = await self._publisher.read_latest(self.topic, _KEY)
-        return None if value is None else _decode(value, self.topic)
+        return None if value is None else decode_position(value, self.topic)
 
     async def save(self, position: Position) -> None:
         await self._publisher.store(self.topic, _KEY, msgspec.json.encode({"version": 1, "position": position}))
@@ -32,10 +32,11 @@ async def stored_position(source: str, settings: KafkaSettings) -> Position | No
     """What `load` would give, for somebody who only looks: nothing is made. Raises Retryable when Kafka is away."""
     topic = positions_topic(source)
     values = [one.value for one in await read_topic(settings, topic) if one.key == _KEY and one.value is not None]
-    return _decode(values[-1], topic) if values else None
+    return decode_position(values[-1], topic) if values else None
 
 
-def _decode(value: bytes, topic: str) -> Position:
+def decode_position(value: bytes, topic: str) -> Position:
+    """What `save` wrote. Raises Fatal for anything else."""
     try:
         position: Position = msgspec.json.decode(value)["position"]
     except (msgspec.DecodeError, KeyError, TypeError) as error:

@@ -265,6 +265,49 @@ async def _records_of(settings: KafkaSettings, topic: str) -> list[StoredRecord]
     return found
 
 
+class NewestRecord:
+    """The newest record of topics with one partition, for somebody who asks again and again over one connection.
+
+    Raises Retryable when Kafka is away; the connection is made anew after that.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._consumer: Any = None
+
+    async def of(self, topic: str) -> StoredRecord | None:
+        """None where there is no such topic, or nothing in it."""
+        try:
+            with mapped_errors(self._settings.bootstrap_servers):
+                return await self._of(topic)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await consumer.stop()
+
+    async def _of(self, topic: str) -> StoredRecord | None:
+        if self._consumer is None:
+            self._consumer = AIOKafkaConsumer(**self._settings.client(), enable_auto_commit=False)
+            await self._consumer.start()
+        if topic not in await self._consumer.topics():
+            return None
+        partition = TopicPartition(topic, 0)
+        end = (await self._consumer.end_offsets([partition]))[partition]
+        if end == 0:
+            return None
+        self._consumer.assign([partition])
+        self._consumer.seek(partition, end - 1)  # compaction never takes the last one
+        found: list[StoredRecord] = []
+        while not found and await self._consumer.position(partition) < end:
+            for records in (await self._consumer.getmany(partition, timeout_ms=500)).values():
+                found += [StoredRecord(one.offset, one.timestamp, one.key, one.value) for one in records]
+        return found[-1] if found else None
+
+
 class Tail:
     """What is written to partition 0 of a topic after `open`; `next` waits for more. Raises Retryable when Kafka is
     away."""

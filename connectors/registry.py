@@ -36,6 +36,7 @@ ABILITIES: Mapping[str, type[Any]] = types.MappingProxyType(
         "fan-out": protocols.MeasuringFanOut,
         "progress": protocols.Progressing,
         "lag": protocols.Lag,
+        "watch": protocols.Watched,
         "reset": protocols.Resetting,
         "check of position": protocols.PositionChecking,
     }

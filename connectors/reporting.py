@@ -1,4 +1,5 @@
-"""Shows a running connector in the metrics: what was read and published, what waits, how old, how far behind."""
+"""Shows a running connector in the metrics: what was read and published, what waits, how old, how far behind; and, also
+while its source is away and it waits, what the source's server tells."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections import Counter
 
 from connectors.runtime import Runtime
 from connectors.source import Lag
+from connectors.watching import Watching, look, publish
 from pipeline.core import metrics
 from pipeline.core.clock import Clock
 from pipeline.core.errors import CtxpipeError
@@ -13,6 +15,7 @@ from pipeline.core.errors import CtxpipeError
 REPORT_INTERVAL_S = 2.0
 LAG_EVERY = 5
 """The server is asked for the lag at every fifth report."""
+WATCH_INTERVAL_S = 10.0
 
 
 async def report(name: str, runtime: Runtime, clock: Clock, interval_s: float = REPORT_INTERVAL_S) -> None:
@@ -40,8 +43,18 @@ async def report(name: str, runtime: Runtime, clock: Clock, interval_s: float = 
         await clock.sleep(interval_s)
 
 
+async def report_source(name: str, watch: Watching, clock: Clock, interval_s: float = WATCH_INTERVAL_S) -> None:
+    """Runs until cancelled, beside the connector and whatever becomes of it: a source that is away is told as away."""
+    try:
+        while True:
+            publish(await look(name, watch))
+            await clock.sleep(interval_s)
+    finally:
+        await watch.close()
+
+
 async def _report_lag(name: str, source: Lag) -> None:
     try:
         metrics.connector_position_lag_bytes.labels(name).set((await source.lag()).unconfirmed_bytes)
     except CtxpipeError:
-        return  # the source is away: the runtime says so and starts again
+        metrics.connector_position_lag_bytes.remove_by_labels({"source": name})  # the runtime says why

@@ -6,13 +6,15 @@ backpressure, where to resume, metrics. Optional abilities are protocols of thei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 
 if TYPE_CHECKING:
     from connectors.publisher import KafkaSettings
+    from connectors.watching import Watching
+    from pipeline.core.clock import Clock
     from schemas.context import ContextSpec
     from schemas.fan_out import FanOut
 
@@ -126,6 +128,23 @@ class Lag(Protocol):
 
     async def lag(self) -> LagReport:
         """Asks the server; raises Retryable when it is away."""
+
+
+StoredPosition = Callable[[str], Awaitable[Position | None]]
+"""The newest position that is stored under a name; None when none was ever stored. Raises Retryable or Fatal."""
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """A source whose server tells others than its connector, too, how it stands: what it keeps for us, how much more
+    it can keep, who reads it. See connectors/watching.py."""
+
+    def watch(self, stored: StoredPosition | None, clock: Clock) -> Watching:
+        """A watch with connections of its own, whether this source is open or not; nothing is connected yet.
+
+        `stored` tells how far it has been read; None: that can't be known. It may only read, with the rights of
+        somebody who looks on.
+        """
 
 
 class Finding(msgspec.Struct, frozen=True):

@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from connectors.postgres.checks import CheckedPostgres, check_position, table_columns
 from connectors.postgres.config import PostgresConfig
 from connectors.postgres.fan_out import measure_fan_out
+from connectors.postgres.slot_watch import SlotWatch
 from connectors.postgres.source import PostgresSource, reset_position
 from connectors.registry import Plugin
-from connectors.source import Finding, Position, ShowProgress
+from connectors.source import Finding, Position, ShowProgress, StoredPosition
+from pipeline.core.clock import Clock
 from schemas.context import ContextSpec
 from schemas.fan_out import FanOut
 
 
 class PluggedPostgres(PostgresSource):
-    """Adds what is asked beside the stream: Checking, PositionChecking, Describing, MeasuringFanOut, Resetting."""
+    """Adds what is asked beside the stream: Checking, PositionChecking, Describing, MeasuringFanOut, Resetting,
+    Watched."""
 
     def show_progress(self, show: ShowProgress) -> None:
         self._progress = show
@@ -34,6 +37,9 @@ class PluggedPostgres(PostgresSource):
 
     async def measure_fan_out(self, spec: ContextSpec) -> dict[str, FanOut]:
         return await measure_fan_out(self.config.dsn.get_secret_value(), spec, self.name)
+
+    def watch(self, stored: StoredPosition | None, clock: Clock) -> SlotWatch:
+        return SlotWatch(self.config, stored, clock)
 
 
 PLUGIN = Plugin(

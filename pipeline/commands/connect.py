@@ -87,8 +87,9 @@ async def _run(configs: list[Configured], kafka: KafkaSettings, reset: bool, met
     import signal
 
     from connectors.assembly import attempts, store_reset
-    from connectors.reporting import report
+    from connectors.reporting import report, report_source
     from connectors.runtime import Runtime, RuntimeSettings
+    from connectors.watching import open_watches
     from pipeline.core import logging as logs
     from pipeline.core import metrics
     from pipeline.core.clock import SystemClock
@@ -116,6 +117,8 @@ async def _run(configs: list[Configured], kafka: KafkaSettings, reset: bool, met
     )
     pairs = zip(configs, runtimes, strict=True)
     reports = [asyncio.create_task(report(config.name, runtime, SystemClock())) for config, runtime in pairs]
+    watches = open_watches(configs, kafka) if metrics_port is not None else {}
+    reports += [asyncio.create_task(report_source(name, watch, SystemClock())) for name, watch in watches.items()]
     try:
         await _until_all_ended(tasks, runtimes)
     finally:
