@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from urllib.parse import parse_qsl
 
-from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,11 +19,11 @@ from pipeline.lookup.admission import Admission, Ticket
 from pipeline.lookup.admitting import Shed, admitted, shed_problem
 from pipeline.lookup.answer import Answer
 from pipeline.lookup.options import NO_OPTIONS, LookupOptions, read_options
+from pipeline.lookup.outcomes import Outcomes
 from pipeline.lookup.security_headers import HEADERS, TRANSPORT_SECURITY, secured
 from pipeline.lookup.service import LookupService, LookupUnavailable
 
 PREFIX = "/v1/contexts/"
-BUDGET_HEADERS = (b"x-request-timeout-ms", b"grpc-timeout")
 ASKED = ("near", "store", "replica")
 """Answers of these rungs tell how long answers take, unless they waited for a position."""
 Refuse = Callable[[None, Exception], Awaitable[Response]]
@@ -36,6 +36,7 @@ class HotPath:
         self._app, self._service, self._refuse, self._admission = app, service, refuse, admission
         self._counts: dict[tuple[str, str], Callable[[], None]] = {}
         self._seconds = metrics.lookup_seconds.labels("get").observe
+        self._outcomes = Outcomes("get")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "GET":
@@ -52,14 +53,19 @@ class HotPath:
         ticket = None
         try:
             options, known = _options(scope)
+            budget_ms = self._service.budget_ms(context, options)
             if self._admission is not None:
-                left_ms = self._service.budget_ms(context, options)
-                ticket = admitted(self._admission, None, left_ms)
+                ticket = admitted(self._admission, None, budget_ms)
             answer = await self._service.get(context, key, options)
         except (LookupUnavailable, Shed) as error:
             self._leave(ticket, typical=False)
-            refuse = shed_problem if isinstance(error, Shed) else self._refuse
-            await (await refuse(None, error))(scope, receive, secured(send, scope))
+            if isinstance(error, Shed):
+                self._outcomes.shed()
+                response = await shed_problem(None, error)
+            else:
+                self._outcomes.failed()
+                response = await self._refuse(None, error)
+            await response(scope, receive, secured(send, scope))
             return
         except BaseException as error:
             self._leave(ticket, typical=False)
@@ -75,6 +81,7 @@ class HotPath:
         count()
         duration_s = time.perf_counter() - began_s
         self._seconds(duration_s)
+        self._outcomes.answered(duration_s, budget_ms)
         status, headers, body = told(answer, known, duration_s)
         all_headers = [*headers, *SECURITY, *((TRANSPORT_SECURITY,) if scope.get("scheme") == "https" else ())]
         start: Message = {"type": "http.response.start", "status": status, "headers": all_headers}
@@ -120,14 +127,23 @@ def _matches(known: str, etag: str) -> bool:
 
 def _options(scope: Scope) -> tuple[LookupOptions, str | None]:
     """And the If-None-Match. Raises BadOptions."""
-    known, budget = None, False
+    known, timeout, grpc_timeout = None, None, None
     for name, value in scope["headers"]:
         if name == b"if-none-match":
             known = value.decode("latin-1")
-        elif name in BUDGET_HEADERS:
-            budget = True
+        elif name == b"x-request-timeout-ms":
+            timeout = timeout or value
+        elif name == b"grpc-timeout":
+            grpc_timeout = grpc_timeout or value
     query: bytes = scope["query_string"]
-    if not query and not budget:
+    if not query and timeout is None and grpc_timeout is None:
         return NO_OPTIONS, known
-    pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
-    return read_options(Headers(scope=scope), pairs), known
+    return _read_options(query, timeout, grpc_timeout), known
+
+
+@lru_cache(1_000)
+def _read_options(query: bytes, timeout: bytes | None, grpc_timeout: bytes | None) -> LookupOptions:
+    """Most callers ask for the same all the time. Raises BadOptions."""
+    given = {"x-request-timeout-ms": timeout, "grpc-timeout": grpc_timeout}
+    headers = {name: value.decode("latin-1") for name, value in given.items() if value is not None}
+    return read_options(headers, parse_qsl(query.decode("latin-1"), keep_blank_values=True))

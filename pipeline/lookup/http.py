@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from importlib.metadata import version as package_version
 from typing import Any
@@ -32,6 +32,7 @@ from pipeline.lookup.http_history import HistoryHandlers
 from pipeline.lookup.keys import MalformedKey, check_keys
 from pipeline.lookup.narrowing import NotAllowed
 from pipeline.lookup.options import BadOptions, LookupOptions, read_options
+from pipeline.lookup.outcomes import Outcomes
 from pipeline.lookup.page_assets import page_routes
 from pipeline.lookup.page_fields import origins
 from pipeline.lookup.principal import BUNDLES, METRICS, SEARCH
@@ -49,6 +50,17 @@ STREAM_KEYS_AT_ONCE = 250
 _LOG = logging.getLogger("ctxpipe.lookup")
 _FAILED = SparseLog(_LOG)
 Endpoint = Callable[[Request], Awaitable[Response]]
+CALLERS_MISTAKES = (
+    HTTPException,
+    UnknownContext,
+    MalformedKey,
+    BadOptions,
+    BadSearch,
+    SpaceMismatch,
+    UnknownBundle,
+    Refused,
+    NotAllowed,
+)
 
 
 class _Batch(msgspec.Struct, forbid_unknown_fields=True):
@@ -117,18 +129,24 @@ class _Handlers:
     ) -> None:
         self._service, self._searches, self._guarded = service, searches, guarded
         self._admission = admission
+        self._outcomes = {operation: Outcomes(operation) for operation in ("get", "batch", "search")}
 
-    def _admitted(self, context: str, options: LookupOptions, keys: int = 1) -> AbstractContextManager[None]:
+    @contextmanager
+    def _admitted(self, operation: str, context: str, options: LookupOptions, keys: int = 1) -> Iterator[None]:
         """Around an answer. Raises UnknownContext, and Shed where it could not be in time."""
         tenant = None if options.principal is None else options.principal.tenant or options.principal.name
         budget_ms = self._service.budget_ms(context, options)
-        return admission_of(self._admission, tenant, budget_ms, keys, bool(options.positions))
+        with (
+            self._outcomes[operation].of(budget_ms, CALLERS_MISTAKES),
+            admission_of(self._admission, tenant, budget_ms, keys, bool(options.positions)),
+        ):
+            yield
 
     async def get(self, request: Request) -> Response:
         started_s = time.perf_counter()
         options = _options(request)
         context = request.path_params["context"]
-        with self._admitted(context, options):
+        with self._admitted("get", context, options):
             answer = await self._service.get(context, request.path_params["key"], options)
         self._count([answer], "get", started_s)
         return _answered(answer, request.headers.get("if-none-match"), time.perf_counter() - started_s)
@@ -145,7 +163,7 @@ class _Handlers:
         if streamed:
             return await self._stream(request.path_params["context"], batch.keys, options)
         context = request.path_params["context"]
-        with self._admitted(context, options, max(1, len(batch.keys))):
+        with self._admitted("batch", context, options, max(1, len(batch.keys))):
             answers = await self._service.get_many(context, batch.keys, options)
         self._count(answers, "batch", started_s)
         return _json(b'{"answers":[%b]}' % b",".join([answer.to_json() for answer in answers]))
@@ -172,7 +190,7 @@ class _Handlers:
 
     async def _part(self, served: ServedContext, keys: list[str], options: LookupOptions) -> bytes:
         started_s = time.perf_counter()
-        with self._admitted(served.spec.context, options, max(1, len(keys))):
+        with self._admitted("batch", served.spec.context, options, max(1, len(keys))):
             answers = [found.answer for found in await self._service.find(served, keys, options=options, checked=True)]
         self._count(answers, "batch", started_s)
         return b"".join([answer.to_json() + b"\n" for answer in answers])
@@ -183,7 +201,8 @@ class _Handlers:
         if self._searches is None:
             raise HTTPException(501, "this server answers no searches")
         request.scope[AUDITED_KEYS] = [] if asked.key is None else [asked.key]
-        answer = await self._searches.search(request.path_params["context"], asked, principal_of(request))
+        with self._outcomes["search"].of(self._searches.budget_ms(asked), CALLERS_MISTAKES):
+            answer = await self._searches.search(request.path_params["context"], asked, principal_of(request))
         metrics.lookup_seconds.labels("search").observe(time.perf_counter() - started_s)
         return _json(answer.to_json())
 

@@ -83,6 +83,10 @@ class SearchService:
         serving = self._spaces.serving(context)
         return None if serving is None else serving.space.space
 
+    def budget_ms(self, request: SearchRequest) -> float:
+        """How long the answer may take."""
+        return self._budget_ms if request.budget_ms is None else request.budget_ms
+
     async def search(self, context: str, request: SearchRequest, principal: Principal | None = None) -> SearchAnswer:
         """`principal` limits what is found and shown; None: nothing does. Raises UnknownContext, BadSearch, NotAllowed,
         SpaceMismatch, UnknownBundle, SearchUnavailable, LookupUnavailable."""
@@ -122,7 +126,7 @@ class SearchService:
         return serving
 
     async def _search(self, serving: Serving, request: SearchRequest, principal: Principal | None) -> SearchAnswer:
-        budget_s = (self._budget_ms if request.budget_ms is None else request.budget_ms) / 1000
+        budget_s = self.budget_ms(request) / 1000
         missing = _Missing([], [], budget_s)
         if request.position:
             missing = await self._wait(serving, request.position, budget_s)
