@@ -40,7 +40,10 @@ class Outcomes:
         except Shed:
             count = self.shed
             raise
-        except (asyncio.CancelledError, *mistakes):  # a caller that went away has asked for nothing
+        except mistakes:
+            count = None
+            raise
+        except asyncio.CancelledError:  # a caller that went away has asked for nothing
             count = None
             raise
         finally:
