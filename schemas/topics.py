@@ -25,6 +25,11 @@ def dead_letter_topic(context: str) -> str:
     return _INVALID.sub("_", f"ctxpipe.{context}.dead-letter")
 
 
+def decision_topic(name: str) -> str:
+    """What became of the dead letters of `name`: who redrove or discarded which; compacted, one partition."""
+    return _INVALID.sub("_", f"ctxpipe.{name}.dead-letter-decisions")
+
+
 def positions_topic(source: str) -> str:
     """Where a connector keeps how far its source is in Kafka; compacted, one record per source."""
     return _INVALID.sub("_", f"ctxpipe.{source}.positions")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 
 import msgspec
 
@@ -12,6 +13,9 @@ from schemas.record import Record
 
 BASE64_GROWTH = 4 / 3
 HEADER_VALUE_BYTES_MAX = 4096
+
+
+_TEXTS = re.compile(r"ctxpipe\..+\.v\d+\.texts(-wanted$|\.)")
 
 
 class Letter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -34,7 +38,54 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     failed_at_ms: int = 0
 
 
+class Heading(msgspec.Struct, frozen=True, kw_only=True):
+    """What is listed of a letter, of a worker's as of a connector's: all but the record itself. A connector's has
+    neither `partition` nor `offset`; its `key` is text, a worker's is base64."""
+
+    reason: str
+    topic: str
+    partition: int | None = None
+    offset: int | None = None
+    timestamp_ms: int = 0
+    digest: str = ""
+    bundle_keys: list[str] = []
+    key: str | None = None
+    key_bytes: int | None = None
+    value_bytes: int | None = None
+    truncated: bool = False
+    failed_at_ms: int = 0
+    table: str = ""
+    lsn: int = 0
+    size: int = 0
+
+    @property
+    def by_connector(self) -> bool:
+        """The row never got to Kafka."""
+        return self.partition is None
+
+    @property
+    def by_embedding(self) -> bool:
+        """A text that could not be made or embedded."""
+        return _TEXTS.match(self.topic) is not None
+
+    @property
+    def identity(self) -> tuple[str, int | None, int | str | None]:
+        """Of letters with the same one, the newest stands for all: the same record set aside again, by a worker that
+        was killed or by another version; the same row or text, whose older state matters no more."""
+        if self.by_connector or self.by_embedding:
+            return self.topic, None, self.key
+        return self.topic, self.partition, self.offset
+
+    @property
+    def place(self) -> str:
+        """Where the record is, or would be."""
+        if self.by_connector:
+            return f"{self.topic} {self.key or ''}".strip()
+        return f"{self.topic}/{self.partition}@{self.offset}"
+
+
 _ENCODER = msgspec.json.Encoder()
+_HEADINGS = msgspec.json.Decoder(Heading)
 _LETTERS = msgspec.json.Decoder(Letter)
 _CHUNKS = msgspec.json.Decoder(list[UnitKey])
 
@@ -68,6 +119,14 @@ def decode_letter(value: bytes) -> Letter:
     """Raises ValueError on bytes that `encode_letter` did not write."""
     try:
         return _LETTERS.decode(value)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"not a dead letter: {error}") from error
+
+
+def decode_heading(value: bytes) -> Heading:
+    """Raises ValueError on bytes that are no letter of a worker or connector."""
+    try:
+        return _HEADINGS.decode(value)
     except msgspec.DecodeError as error:
         raise ValueError(f"not a dead letter: {error}") from error
 

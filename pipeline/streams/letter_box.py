@@ -1,0 +1,267 @@
+"""The dead letters of one context or source in Kafka, and what was decided of them: read in windows, never as a whole.
+
+Letters are named by their offsets. Reading needs no more of Kafka than to describe and read two topics; only
+`decide` writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError
+from aiokafka.structs import TopicPartition
+
+from pipeline.core.errors import EnvironmentProblem, Retryable
+from pipeline.streams.decisions import Decision, Verdicts, decode_decision, encode_decision
+from pipeline.streams.kafka_errors import REFUSALS
+from pipeline.streams.letters import Heading, decode_heading
+from pipeline.streams.topics import Topics
+from schemas.topics import dead_letter_topic, decision_topic
+
+REQUEST_TIMEOUT_S = 15.0
+POLL_RECORDS_MAX = 500
+WINDOW_FIRST, WINDOW_MAX = 200, 5_000
+DECISIONS_CONFIG = {"cleanup.policy": "compact", "retention.bytes": "-1", "max.message.bytes": "1048588"}
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A letter by its number, its offset. `written_ms`: when Kafka got it, by the writer's clock."""
+
+    number: int
+    letter: Heading
+    written_ms: int = 0
+
+    @property
+    def failed_at_ms(self) -> int:
+        return self.letter.failed_at_ms or self.written_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Offsets of the letters that the topic holds: `first` up to but without `end`. What lay before `first` is gone."""
+
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long the topic keeps letters: None for ever, or not known."""
+
+    kept_ms: int | None = None
+    kept_bytes: int | None = None
+    known: bool = True
+
+
+class DeadLetterBox:
+    """The letters of `name`, a context or a source. Use it as a context manager, or `close` it.
+
+    Every method raises Retryable while Kafka is away, and EnvironmentProblem where it refuses us. Not for several
+    tasks at once: they would share one place of reading.
+    """
+
+    def __init__(self, bootstrap_servers: str, name: str, **security: Any) -> None:
+        self.name, self._address = name, bootstrap_servers
+        self._settings = {"bootstrap_servers": bootstrap_servers, **security}
+        self._topics = Topics(bootstrap_servers, "", **security)
+        self._letters = TopicPartition(dead_letter_topic(name), 0)
+        self._decisions = TopicPartition(decision_topic(name), 0)
+        self._reader: AIOKafkaConsumer | None = None
+
+    async def __aenter__(self) -> DeadLetterBox:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connections; the box may be used again."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            await reader.stop()
+        await self._topics.stop()
+
+    async def extent(self) -> Extent | None:
+        """None where nobody has made the topic yet."""
+        return await self._extent(self._letters)
+
+    async def offset_at(self, time_ms: int) -> int | None:
+        """Of the first letter written at that time or later; None where there is none."""
+        reader = await self._started()
+        found = (await self._mapped(reader.offsets_for_times({self._letters: time_ms})))[self._letters]
+        return None if found is None else int(found.offset)
+
+    async def verdicts(self) -> Verdicts:
+        """Everything that was decided so far."""
+        verdicts = Verdicts()
+        async for decision, _ in self.decisions(0):
+            verdicts.add(decision)
+        return verdicts
+
+    async def decisions(self, start: int) -> AsyncIterator[tuple[Decision, int]]:
+        """Those from an offset on, each with the offset behind it."""
+        extent = await self._extent(self._decisions)
+        if extent is None:
+            return
+        async for records in self._records(self._decisions, max(start, extent.first), extent.end):
+            for record in records:
+                try:
+                    yield decode_decision(record.value), record.offset + 1
+                except ValueError:
+                    logger.warning("%s@%d is no decision of ctxpipe", record.topic, record.offset)
+
+    async def oldest_first(self, start: int, end: int) -> AsyncIterator[list[Found]]:
+        """Letters from `start` up to but without `end`, some at a time."""
+        async for records in self._records(self._letters, start, end):
+            yield _found(records)
+
+    async def newest_first(self, start: int, end: int) -> AsyncIterator[list[Found]]:
+        """The same the other way round."""
+        window = WINDOW_FIRST
+        while end > start:
+            begin = max(start, end - window)
+            found = [one async for part in self.oldest_first(begin, end) for one in part]
+            yield found[::-1]
+            end, window = begin, min(WINDOW_MAX, window * 4)
+
+    async def raw(self, number: int) -> bytes | None:
+        """A letter's bytes; None where it is not there."""
+        extent = await self.extent()
+        if extent is None or not extent.first <= number < extent.end:
+            return None
+        record = await self.record(self._letters.topic, 0, number)
+        return None if record is None else record.value
+
+    async def record(self, topic: str, partition: int, offset: int) -> Any | None:
+        """A record of any topic, as aiokafka gives it; None where Kafka has it no more."""
+        place = TopicPartition(topic, partition)
+        extent = await self._extent(place)
+        if extent is None or not extent.first <= offset < extent.end:
+            return None
+        async for records in self._records(place, offset, offset + 1):
+            return records[0] if records and records[0].offset == offset else None
+        return None
+
+    async def decide(self, decisions: Sequence[Decision], replication_factor: int) -> None:
+        """Durable on return. Makes the topic where it is not there."""
+        records = [pair for decision in decisions for pair in encode_decision(decision)]
+        if not records:
+            return
+        await self._topics.create(self._decisions.topic, 1, replication_factor, DECISIONS_CONFIG)
+        producer = AIOKafkaProducer(acks="all", enable_idempotence=True, linger_ms=5, **self._settings)
+        try:
+            await self._mapped(producer.start())
+            topic = self._decisions.topic
+            sent = [await producer.send(topic, value, key=key, partition=0) for key, value in records]
+            await self._mapped(asyncio.gather(*sent))
+        finally:
+            await producer.stop()
+
+    async def retention(self) -> Retention:
+        """As the topic is configured now; unknown where we may not ask."""
+        admin = AIOKafkaAdminClient(**self._settings)
+        wanted = {"retention.ms": None, "retention.bytes": None, "cleanup.policy": None}
+        try:
+            await self._mapped(admin.start())
+            resource = ConfigResource(ConfigResourceType.TOPIC, self._letters.topic, wanted)
+            (response, *_) = await self._mapped(admin.describe_configs([resource]))
+        except EnvironmentProblem:
+            return Retention(known=False)
+        finally:
+            await admin.close()
+        code, _, _, _, entries = response.resources[0]
+        if code:
+            return Retention(known=False)
+        values = {name: value for name, value, *_ in entries}
+        if "delete" not in (values.get("cleanup.policy") or "delete"):
+            return Retention()
+        return Retention(_limit(values.get("retention.ms")), _limit(values.get("retention.bytes")))
+
+    async def _extent(self, place: TopicPartition) -> Extent | None:
+        if place.topic not in await self._topics.existing():
+            return None
+        if place.topic == self._letters.topic:
+            await self._refuse_partitions()
+        reader = await self._started()
+        first = (await self._mapped(reader.beginning_offsets([place])))[place]
+        end = (await self._mapped(reader.end_offsets([place])))[place]
+        return Extent(first, max(first, end))
+
+    async def _refuse_partitions(self) -> None:
+        topic = self._letters.topic
+        count = len(await self._topics.partitions([topic]))
+        if count > 1:
+            raise EnvironmentProblem(
+                f"{topic} has {count} partitions, and dead letters are named by their place in one. Make the topic "
+                "anew with a single partition, or let ctxpipe make it"
+            )
+
+    async def _records(self, place: TopicPartition, start: int, end: int) -> AsyncIterator[list[ConsumerRecord]]:
+        """What lies in these offsets, some at a time; ends early where the topic lost its beginning meanwhile."""
+        if start >= end:
+            return
+        reader = await self._started()
+        reader.assign([place])
+        reader.seek(place, start)
+        quiet = 0
+        while await self._mapped(reader.position(place)) < end:
+            got = await self._mapped(reader.getmany(place, timeout_ms=1000, max_records=POLL_RECORDS_MAX))
+            records = [record for record in got.get(place, ()) if start <= record.offset < end]
+            quiet = 0 if records else quiet + 1
+            if quiet > REQUEST_TIMEOUT_S:
+                raise Retryable(f"Kafka at {self._address} does not give the records of {place.topic}")
+            if records:
+                yield records
+
+    async def _started(self) -> AIOKafkaConsumer:
+        if self._reader is None:
+            reader = AIOKafkaConsumer(
+                group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", **self._settings
+            )
+            try:
+                await self._mapped(reader.start())
+            except (Retryable, EnvironmentProblem):
+                await reader.stop()
+                raise
+            self._reader = reader
+        return self._reader
+
+    async def _mapped(self, request: Awaitable[Result]) -> Result:
+        """The one table from aiokafka's errors to ours."""
+        try:
+            return await asyncio.wait_for(request, REQUEST_TIMEOUT_S)
+        except REFUSALS as error:
+            raise EnvironmentProblem(
+                f"Kafka at {self._address} refuses us: {error!r}; check user and grants"
+            ) from error
+        except (KafkaError, TimeoutError, OSError) as error:
+            raise Retryable(f"Kafka at {self._address} does not answer ({error!r})") from error
+
+
+def _found(records: Sequence[ConsumerRecord]) -> list[Found]:
+    found = []
+    for record in records:
+        try:
+            found.append(Found(record.offset, decode_heading(record.value or b""), record.timestamp))
+        except ValueError:
+            logger.warning("%s@%d is no dead letter of ctxpipe", record.topic, record.offset)
+    return found
+
+
+def _limit(value: str | None) -> int | None:
+    return None if value is None or int(value) < 0 else int(value)
