@@ -131,7 +131,10 @@ class Publisher:
         keep = {"cleanup.policy": "delete", "retention.ms": str(self._plan.kept_ms), "retention.bytes": "-1", **size}
         wanted = dict.fromkeys(self._plan.compacted, (self._settings.partitions, compact))
         wanted |= dict.fromkeys(self._plan.kept, (self._settings.partitions, keep))
-        wanted |= dict.fromkeys((*self._plan.plain, dead_letter_topic(self._source)), (1, size))
+        wanted |= dict.fromkeys(self._plan.plain, (1, size))
+        # A row that was set aside waits for a person, however long that takes.
+        forever = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1", **size}
+        wanted[dead_letter_topic(self._source)] = (1, forever)
         wanted |= dict.fromkeys(self._plan.single, (1, small))
         admin = AIOKafkaAdminClient(**self._settings.client())
         with mapped_errors(self._settings.bootstrap_servers):

@@ -105,7 +105,8 @@ class ContextApp(WorkerApp):
         letters = dead_letter_topic(self.context_stream.context)
         dirty = dirty_topic(self.context_stream.context, self.context_stream.version)
         # Dead letters wait for a person, however long that takes; chunks only for this group to read them.
-        await self.kafka_topics.create(letters, 1, settings.replication_factor, {"retention.ms": "-1"})
+        forever = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+        await self.kafka_topics.create(letters, 1, settings.replication_factor, forever)
         week = {"retention.ms": str(7 * 24 * 3600 * 1000)}
         await self.kafka_topics.create(dirty, settings.dirty_partitions, settings.replication_factor, week)
         if self._request_topic is not None:
