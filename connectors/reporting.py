@@ -15,7 +15,7 @@ from pipeline.core.errors import CtxpipeError
 REPORT_INTERVAL_S = 2.0
 LAG_EVERY = 5
 """The server is asked for the lag at every fifth report."""
-WATCH_INTERVAL_S = 10.0
+WATCH_INTERVAL_S = 5.0
 
 
 async def report(name: str, runtime: Runtime, clock: Clock, interval_s: float = REPORT_INTERVAL_S) -> None:
