@@ -33,6 +33,7 @@ COMMANDS = MappingProxyType(
         "search": "Search bundles by meaning.",
         "position": "Print where a source stands, for lookups that must see it.",
         "schema": "Print the JSON Schema of the context spec.",
+        "canary": "Write rows into the sources, and tell whether lookups show them in time.",
         "collector": "Watch lag, sources and stages all the time, for Prometheus and `lag`.",
         "lag": "Show how far behind everything is, why, and whether it catches up.",
         "verify": "Compare bundles with what SQL on the sources gives.",

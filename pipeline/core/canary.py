@@ -15,9 +15,10 @@ from schemas.yaml_file import Mistake, suggestion
 
 SPEC_VERSION = 1
 """Of the context below: another number builds its bundles anew."""
-KEY, SLOTS, NUMBER, WRITTEN = "slot", "slots", "number", "written_us"
-"""Columns of the table, and fields of the bundle: which of the rows this is; the slots of all rows, with commas; how
-often the role has written; when it did, microseconds since 1970 UTC by the role's clock."""
+KEY, SLOTS, PARTITION, NUMBER, WRITTEN = "slot", "slots", "kafka_partition", "number", "written_us"
+"""Columns of the table, and fields of the bundle: which of the rows this is; the slots of all rows, with commas; the
+partition that its key falls to, null where nobody knows; how often the role has written; when it did, microseconds
+since 1970 UTC by the role's clock."""
 TEMPLATE = "canary {{ slot }} number {{ number }} written {{ written_us }}"
 CONFIDENCE_WINDOW_S = 30.0
 """Of a Scylla source that does not say another: no change comes sooner."""
@@ -159,7 +160,7 @@ def _spec(one: CanarySource, plan: CanaryPlan) -> ContextSpec:
         "description": f"Rows that `ctxpipe canary` writes into {plan.source}, to see whether they come through.",
         "root": "canary",
         "entities": {"canary": {"source": plan.source, "table": plan.table, "key": [KEY]}},
-        "fields": [KEY, SLOTS, NUMBER, WRITTEN],
+        "fields": [KEY, SLOTS, PARTITION, NUMBER, WRITTEN],
     }
     if one.embedding is not None:
         given = one.embedding.model_dump(exclude_unset=True)
@@ -190,6 +191,7 @@ def _floor_s(section: Mapping[str, Any]) -> float:
 __all__ = [
     "KEY",
     "NUMBER",
+    "PARTITION",
     "SLOTS",
     "WRITTEN",
     "CanaryConfig",

@@ -52,7 +52,7 @@ def test_the_contexts_are_like_any_other(tmp_path: Path) -> None:
     assert list(specs) == ["canary_old", "canary_readings", "canary_shop"]
     shop = specs[context_name("shop")]
     assert shop.entities["canary"].table == "public.ctxpipe_canary" and shop.entities["canary"].key == ["slot"]
-    assert [field.name for field in shop.fields] == ["slot", "slots", "number", "written_us"]
+    assert [field.name for field in shop.fields] == ["slot", "slots", "kafka_partition", "number", "written_us"]
     assert shop.embedded_template is not None and "{{ number }}" in shop.embedded_template
     assert specs["canary_old"].embedding is None
     assert load_context_files(config)["canary_shop"].document.path == config.path
