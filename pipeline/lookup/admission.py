@@ -13,10 +13,13 @@ from pipeline.lookup.tenant_shares import Rate, Tenant, TenantShares
 Reason = Literal["overload", "too late", "tenant share"]
 
 LOAD_ALWAYS_TAKEN = 2.0
-"""Below it nothing is refused: what little comes through keeps the estimates true."""
+"""Below it the load is no reason to refuse: what little comes through keeps the estimates true."""
 LEFT_OVER_SHARE = 0.6
 """Of the time that is left, a tenant that wants more than its share may count on so much: the rest is for others."""
 WAITING_SHARE = 0.1
+TURN_SHARE = 0.2
+"""Of the time that is left, one turn of the event loop may spend so much on requests. What comes meanwhile waits
+unseen until the next one: with turns of a fifth, for less than half of its budget."""
 SHEDDING_S = 1.0
 LAG_KEPT_S = 0.05
 LAG_FALLS_TO = 0.4
@@ -102,6 +105,9 @@ class Admission:
             reason = "overload"
         elif self._in_flight_max and load >= LOAD_ALWAYS_TAKEN:
             reason = self._reason(asking, min(weight, limit / 2), limit, left_s - lag_s, size)
+        elif self._in_flight_max and self._turn_s(now_s) > left_s * TURN_SHARE:
+            # Answers from memory are never on their way together: only the turn's length tells that they are too many.
+            reason = "too late"
         if reason is not None:
             self._refused_at_s = now_s
             return Refusal(reason, self._retry_after_s(load, limit))
@@ -164,4 +170,8 @@ class Admission:
 
     def _lag(self, now_s: float) -> float:
         known_s = self._lag_s if now_s - self._lag_at_s < LAG_KEPT_S else 0.0
-        return known_s if self._marked_at_s is None else max(known_s, now_s - self._marked_at_s)
+        return max(known_s, self._turn_s(now_s))
+
+    def _turn_s(self, now_s: float) -> float:
+        """Since the first request of this turn of the event loop."""
+        return 0.0 if self._marked_at_s is None else now_s - self._marked_at_s
