@@ -56,16 +56,18 @@ class Flow:
         in_order: bool = False,
         merging: Merging | None = None,
         embeds: bool = False,
+        now_us: Callable[[], int] | None = None,
     ) -> None:
         """`together` runs coroutines at once and gives their results; the simulation brings its own. `in_order`: the
         stores carry out what is asked of them in the order of asking, over all stores, without waiting for answers.
         `merging` is the way of wide-column tables; without it their records are refused. `embeds`: the report names the
-        bundles whose texts are to be looked at.
+        bundles whose texts are to be looked at. `now_us`: the clock of the report's times; without it there are none.
         """
         self.plan, self.rows, self.relations, self.bundles = plan, row_store, relation_store, bundle_store
         self.limits = limits or FlowLimits()
         self._together, self._ordered_stores = together, in_order
         self.merging, self._embeds = merging, embeds
+        self._now_us = now_us or (lambda: 0)
 
     async def process(self, records: Sequence[Record]) -> BatchReport:
         """Applies records, each partition's in order. Raises Retryable when a store is away: same batch again."""
@@ -78,7 +80,9 @@ class Flow:
                 await self._changes(part, report)
         if decoded.writes:
             assert self.merging is not None, "this flow was made without the way of wide-column tables"
-            await self._relate_and_assemble(await self.merging.process(decoded.writes, report), report)
+            changed = await self.merging.process(decoded.writes, report)
+            report.times.applied = self._now_us()
+            await self._relate_and_assemble(changed, report)
         await self._name_affected(report)
         return report
 
@@ -106,12 +110,18 @@ class Flow:
         report.events += len(changes)
         outcomes = await self.rows.apply([rows.write_of(change) for change in changes])
         report.round_trips += 1
+        times = report.times
+        times.applied = self._now_us()
         last: dict[tuple[str, str], Change] = {}
         formers: dict[tuple[str, str], list[Links]] = {}
         for change, outcome in zip(changes, outcomes, strict=True):
             if not outcome.changed:
                 report.stale += 1
                 continue
+            if change.snapshot:
+                times.snapshot_rows += 1
+            elif change.commit_time_us:
+                times.live_us.append(change.commit_time_us)
             key = (change.table.name, change.key)
             last[key] = change
             formers.setdefault(key, []).extend(outcome.former_links)
@@ -225,7 +235,9 @@ class Flow:
                 items.append((key, Stored(counter, meta, body)))
                 report.bundles_written += not key.unit
                 report.fragments_written += bool(key.unit)
+            report.times.assembled = self._now_us()
             await self.bundles.put(items)
+            report.times.stored = self._now_us()
             report.round_trips += 1
             if self._embeds:
                 report.texts_wanted.update((key.key, None) for key in chunk if not key.unit)

@@ -32,7 +32,8 @@ Changed = tuple[Change, list[Links]]
 
 class _Row(msgspec.Struct):
     """What one batch does to one row. `foreign` mutations come from another Kafka partition than the row's own, or
-    from the clock: what they lead to is confirmed by nothing that follows in the row's own partition."""
+    from the clock: what they lead to is confirmed by nothing that follows in the row's own partition. `live_us` and
+    `snapshot_rows` as in Times."""
 
     table: TablePlan
     place: CellPlace
@@ -40,6 +41,15 @@ class _Row(msgspec.Struct):
     own: list[Mutation] = []
     foreign: list[Mutation] = []
     commit_time_us: int = 0
+    live_us: list[int] = []
+    snapshot_rows: int = 0
+
+    def note_time(self, write: Write) -> None:
+        self.commit_time_us = max(self.commit_time_us, write.commit_time_us)
+        if write.snapshot:
+            self.snapshot_rows += 1
+        elif write.commit_time_us > 0:
+            self.live_us.append(write.commit_time_us)
 
 
 class _Merge(msgspec.Struct):
@@ -68,7 +78,7 @@ class Merging:
             row = self._row(rows, write.table, write.key, write.partition)
             row.key = tuple(write.key_row[column] for column in write.table.key_columns)
             row.own.append(write.mutation)
-            row.commit_time_us = max(row.commit_time_us, write.commit_time_us)
+            row.note_time(write)
         report.events += len(writes)
         return await self._merge(list(rows.values()), report)
 
@@ -107,7 +117,7 @@ class Merging:
         for key in await self._store.bury(table.name, write.partition, stone):
             row = self._row(rows, table, key, write.partition)
             row.foreign.append(Mutation())
-            row.commit_time_us = max(row.commit_time_us, write.commit_time_us)
+            row.note_time(write)
         report.round_trips += 1
 
     async def _merge(self, rows: list[_Row], report: BatchReport) -> list[Changed]:
@@ -197,6 +207,9 @@ class Merging:
             return
         change = Change(_NOWHERE, row.table, row.place.key, write.version, write.values or None, row.commit_time_us)
         change.links = write.links
+        if name not in changed:
+            report.times.live_us += row.live_us
+            report.times.snapshot_rows += row.snapshot_rows
         _, earlier = changed.get(name, (change, []))
         changed[name] = (change, [*earlier, *outcome.former_links])
 

@@ -9,6 +9,7 @@ import msgspec
 
 from pipeline.stores.store import AppliedPosition, Partition
 from schemas.bundle import UnitKey
+from schemas.headers import Headers
 from schemas.record import Record
 
 
@@ -31,9 +32,25 @@ def digest_of(error: Exception) -> str:
     return f"{type(error).__name__} in {places[-1][1] if places else 'nowhere'} {hashed}"
 
 
+class Times(msgspec.Struct):
+    """When a batch got where, for freshness and traces: microseconds since 1970 UTC, 0 for what there was none of.
+
+    `live_us`: when the changes that made a difference were committed, rows of snapshots left out, which are counted in
+    `snapshot_rows`. `stored`: the last bundle was put.
+    """
+
+    live_us: list[int] = []
+    snapshot_rows: int = 0
+    applied: int = 0
+    assembled: int = 0
+    stored: int = 0
+
+
 class BatchReport(msgspec.Struct):
     """One batch: `fan_out` holds chunks of keys for the dirty topic, `applied` how far each partition came.
-    `fan_out_ends`, once the chunks are published: partition of the dirty topic → the offset behind the last of them."""
+    `fan_out_ends`, once the chunks are published: partition of the dirty topic → the offset behind the last of them.
+    `headers` go with chunks and requests for texts, beside them `trace` with chunks, and with a request that of its key
+    in `traces`."""
 
     events: int = 0
     stale: int = 0
@@ -46,3 +63,7 @@ class BatchReport(msgspec.Struct):
     texts_wanted: dict[str, None] = {}
     """Root keys whose texts are to be looked at again, because the bundle or a fragment in it was written."""
     applied: dict[Partition, AppliedPosition] = {}
+    times: Times = msgspec.field(default_factory=Times)
+    headers: Headers = ()
+    trace: Headers = ()
+    traces: dict[str, Headers] = {}

@@ -40,6 +40,7 @@ class Change(msgspec.Struct, gc=False):
     former_key: str | None = None
     links: Links = ()
     new_key: Row | None = None
+    snapshot: bool = False
 
 
 class Truncation(msgspec.Struct, gc=False):
@@ -61,6 +62,7 @@ class Write(msgspec.Struct, gc=False):
     partition: str | None
     mutation: Mutation
     commit_time_us: int
+    snapshot: bool = False
 
 
 class Decoded(msgspec.Struct):
@@ -119,7 +121,9 @@ def _change_of(table: TablePlan, event: ChangeEvent, record: Record) -> Change |
     if event.unavailable:
         missing = tuple(number for number, column in enumerate(table.columns) if column in event.unavailable)
     former_key = _key(table, event.old_key) if event.old_key is not None else None
-    return Change(record, table, key, event.version, values, event.commit_time_us, missing, former_key)
+    change = Change(record, table, key, event.version, values, event.commit_time_us, missing, former_key)
+    change.snapshot = operation is Operation.SNAPSHOT
+    return change
 
 
 def _examine(value: Any, column: str) -> None:
@@ -147,7 +151,8 @@ def _write_of(table: TablePlan, event: ChangeEvent, mutation: Mutation, record: 
             _examine(cell.value, column)
     key = _key(table, key_row) if known == columns else None
     partition = key_text([key_row[column] for column in leading]) if clustered else None
-    return Write(record, table, key_row, key, partition, mutation, event.commit_time_us)
+    is_snapshot = event.operation is Operation.SNAPSHOT
+    return Write(record, table, key_row, key, partition, mutation, event.commit_time_us, is_snapshot)
 
 
 def _key(table: TablePlan, row: Mapping[str, Any] | None) -> str:

@@ -12,6 +12,8 @@ Compose = Literal["copy", "link", "auto"]
 Mask = Literal["hash", "redact", "last4"]
 AGGREGATES_MAX = 100
 """Of one section: each has a number of its own in the names of counters, where 127 is the last one."""
+Stage = Literal["captured", "in_kafka", "applied", "assembled", "in_redis", "embedded", "in_faiss"]
+"""Where a change has come, in the order of the path."""
 AggregateFunction = Literal["count", "sum", "avg", "min", "max", "latest", "count_distinct", "share"]
 
 
@@ -201,6 +203,9 @@ class Serving(Part):
     """What a lookup promises."""
 
     max_age_ms: int = Field(default=5000, ge=1, description="older than this is labelled stale")
+    stage_budgets_ms: dict[Stage, Annotated[int, Field(ge=1, le=86_400_000)]] = Field(
+        default_factory=dict, description="from the commit to a stage's end; default: a share of max_age_ms"
+    )
     budget_ms: int = Field(default=20, ge=1, le=60000)
     time_to_live_s: int | None = Field(default=None, ge=1, le=315_360_000, description="at most ten years")
     default: dict[str, Any] | None = Field(default=None, description="the deterministic fallback bundle")

@@ -68,6 +68,7 @@ CLIENTS = {
     "cryptography": ("pipeline.lookup.tokens",),
     "fastavro": ("schemas.avro",),
     "mcp": ("pipeline.lookup", "pipeline.commands"),
+    "opentelemetry": ("pipeline.core.telemetry",),
     "langchain_core": ("pipeline.client.langchain",),
     "llama_index": ("pipeline.client.llamaindex",),
     "click": ("pipeline.cli", "pipeline.commands", "deploy"),

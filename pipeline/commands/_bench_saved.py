@@ -171,7 +171,7 @@ class _Outlet:
         texts, self._texts = self._texts, []
         return texts
 
-    async def send_texts(self, texts: Mapping[str, TextRecord | None]) -> Sent:
+    async def send_texts(self, texts: Mapping[str, TextRecord | None], headers: Any = ()) -> Sent:
         from pipeline.streams.publisher import key_bytes
 
         sent = self._sent(texts)
@@ -180,7 +180,7 @@ class _Outlet:
             self._texts.append(Record("texts", 0, sent.offsets[key], key_bytes(key), value))
         return sent
 
-    async def send_vectors(self, vectors: Mapping[str, VectorRecord | None]) -> Sent:
+    async def send_vectors(self, vectors: Mapping[str, VectorRecord | None], headers: Any = ()) -> Sent:
         return self._sent(vectors)
 
     def _sent(self, keys: Iterable[str]) -> Sent:

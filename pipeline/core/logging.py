@@ -10,6 +10,9 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import IO, Literal
 
@@ -25,16 +28,32 @@ QUIET = ("kafka", "mode", "faust", "asyncio", "uvicorn.access", "httpx", "faiss.
 # It logs what it raises as well: its errors are told once, by us.
 SILENT = ("aiokafka",)
 
+_FIELDS: ContextVar[Mapping[str, object]] = ContextVar("log_fields", default={})  # noqa: B039 - never changed
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _COLOURS = {"DEBUG": "2", "INFO": "36", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 
 
-def configure(level: int | str = logging.INFO, style: Style = "auto", stream: IO[str] | None = None) -> None:
-    """Sets up the root logger, once more if called again. `auto` is console where `stream` (stderr) is a terminal."""
+@contextmanager
+def log_fields(**fields: object) -> Iterator[None]:
+    """Stand in every JSON line that this task, and what it starts, writes inside: context, topic, partition, offset,
+    trace_id, span_id. Inner ones come on top of outer ones."""
+    token = _FIELDS.set({**_FIELDS.get(), **fields})
+    try:
+        yield
+    finally:
+        _FIELDS.reset(token)
+
+
+def configure(
+    level: int | str = logging.INFO, style: Style = "auto", stream: IO[str] | None = None, **fields: object
+) -> None:
+    """Sets up the root logger, once more if called again. `auto` is console where `stream` (stderr) is a terminal.
+    `fields` stand in every JSON line of the process."""
     output = stream or sys.stderr
     console = style == "console" or (style == "auto" and output.isatty())
     handler = logging.StreamHandler(output)
-    handler.setFormatter(ConsoleFormatter(colour=output.isatty()) if console else JsonFormatter())
+    handler.setFormatter(ConsoleFormatter(colour=output.isatty()) if console else JsonFormatter(fields))
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
@@ -47,7 +66,12 @@ def configure(level: int | str = logging.INFO, style: Style = "auto", stream: IO
 
 
 class JsonFormatter(logging.Formatter):
-    """`{"time", "level", "logger", "message", "process", …}`; what was given as `extra` stands beside them."""
+    """`{"time", "level", "logger", "message", "process", …}`; what was given as `extra` stands beside them, and so do
+    `fields` and those of `log_fields`."""
+
+    def __init__(self, fields: Mapping[str, object]) -> None:
+        super().__init__()
+        self._fields = dict(fields)
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, object] = {
@@ -57,7 +81,8 @@ class JsonFormatter(logging.Formatter):
             "message": _clean(record.getMessage()),
             "process": record.process,
         }
-        entry.update({name: _plain(value) for name, value in _extra(record).items() if name not in entry})
+        more = {**self._fields, **_FIELDS.get(), **_extra(record)}
+        entry.update({name: _plain(value) for name, value in more.items() if name not in entry})
         if record.exc_info:
             entry["traceback"] = _clean(self.formatException(record.exc_info))
         return json.dumps(entry, ensure_ascii=False)

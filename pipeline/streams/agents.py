@@ -10,6 +10,7 @@ from typing import NoReturn, Protocol
 
 from mode import get_logger
 
+from pipeline.core.logging import log_fields
 from pipeline.stores.store import ShardChanged
 from pipeline.streams.lanes import RecordBatch
 
@@ -80,18 +81,26 @@ class BatchRunner:
     async def _run(self, group: Sequence[RecordBatch]) -> None:
         if not group:
             return
-        try:
-            await self._handle(group)
-        except ShardChanged as error:
-            self._rewinding().rewind(str(error))
-        except Exception as error:  # noqa: BLE001 - the one place where the unknown ends the process
-            self._end_process(error)
-        else:
-            for batch in group:
-                batch.finish()
+        with log_fields(**_place(group)):
+            try:
+                await self._handle(group)
+            except ShardChanged as error:
+                self._rewinding().rewind(str(error))
+            except Exception as error:  # noqa: BLE001 - the one place where the unknown ends the process
+                self._end_process(error)
+            else:
+                for batch in group:
+                    batch.finish()
 
     def _ended(self, group: Sequence[RecordBatch], task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         for batch in group:
             batch.release()
         self._start_next()
+
+
+def _place(group: Sequence[RecordBatch]) -> dict[str, object]:
+    """For log lines: where a group begins; of several partitions, of the first of them."""
+    (topic, partition), records = group[0].partition, group[0].records
+    place: dict[str, object] = {"topic": topic, "partition": partition}
+    return {**place, "offset": records[0].offset} if records else place

@@ -12,14 +12,16 @@ from typing import Any, Protocol
 
 from mode import get_logger
 
+from pipeline.core.clock import SystemClock
 from pipeline.core.errors import ConfigError, CtxpipeError, Retryable
 from pipeline.report import BatchReport
 from pipeline.stores.store import MarkStore
 from pipeline.streams.asking import ask_for_texts
 from pipeline.streams.expiry import expire_values
 from pipeline.streams.handler import BatchHandler, Stages
+from pipeline.streams.journey import Journeys
 from pipeline.streams.offsets import MarkKeeper
-from pipeline.streams.progress import promote_when_caught_up, watch_progress
+from pipeline.streams.progress import promote_when_caught_up, watch_progress, watch_watermarks
 from pipeline.streams.publisher import Lanes, Publisher
 from pipeline.streams.reporting import WorkerMetrics
 from pipeline.streams.worker_app import COMPACTED, StreamSettings, WorkerApp, add_agent, options
@@ -43,6 +45,9 @@ class OpenContext:
     """Takes out of wide-column rows what has lived its time; None where there are none."""
     texts: WantedTexts | None = None
     """None where nothing is embedded."""
+    serves: Callable[[], Awaitable[bool]] | None = None
+    """Whether lookups use this version, so that its updates are waited for; None: nobody asks."""
+    journeys: Journeys | None = None
 
 
 class WantedTexts(Protocol):
@@ -96,9 +101,21 @@ class ContextApp(WorkerApp):
             return
         self.offset_keeper = MarkKeeper(self.opened.marks, self.kafka_topics)
         on_report = self.context_stream.on_report
+        journeys = self.opened.journeys or Journeys(self.context_stream.context, SystemClock())
+        await self.until_it_works(partial(self.note_serving, journeys))
         self.handler = BatchHandler(
-            self.opened.flow, self.publisher, self.opened.marks, shown=self.shown, on_report=on_report
+            self.opened.flow,
+            self.publisher,
+            self.opened.marks,
+            shown=self.shown,
+            on_report=on_report,
+            journeys=journeys,
         )
+
+    async def note_serving(self, journeys: Journeys) -> None:
+        """A version that serves has updates; one that only catches up has none that anybody waits for."""
+        assert self.opened is not None
+        journeys.live = self.opened.serves is not None and await self.opened.serves()
 
     async def _make_topics(self) -> None:
         settings = self.stream_settings
@@ -150,6 +167,7 @@ def build_app(stream: ContextStream, settings: StreamSettings) -> ContextApp:
     _add_agents(app)
     app.task(partial(watch_progress, app))
     app.task(partial(promote_when_caught_up, app))
+    app.task(partial(watch_watermarks, app))
     app.task(partial(expire_values, app))
     app.task(partial(ask_for_texts, app))
     return app

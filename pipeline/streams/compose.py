@@ -6,21 +6,26 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.composition import adopted, traced_links
+from pipeline.core import telemetry
 from pipeline.core.clock import SystemClock
 from pipeline.core.errors import ConfigError, CtxpipeError
+from pipeline.core.freshness import Freshness
 from pipeline.flow import Flow
 from pipeline.merging import Merging
 from pipeline.plan import Plan, compile_plan
 from pipeline.report import BatchReport
+from pipeline.rows import key_of_record
 from pipeline.stores.redis_store import Stores, context_settings, open_stores
 from pipeline.streams.app import ContextApp, ContextStream, OpenContext, build_app
 from pipeline.streams.ending import end_stuck
 from pipeline.streams.handler import Stages
+from pipeline.streams.journey import Journeys
 from pipeline.streams.registry import Registered, Registries
 from pipeline.streams.token_counting import token_counting
 from pipeline.streams.worker_app import StreamSettings
 from schemas.bundle import ROOT_UNIT
 from schemas.context import ContextSpec
+from schemas.record import Record
 
 if TYPE_CHECKING:
     from pipeline.core.config import Config
@@ -81,6 +86,7 @@ def context_stream(
             in_order=stores.in_order,
             merging=merging,
             embeds=embeds,
+            now_us=SystemClock().now_us,
         )
         texts = BundlesBefore(stores, spec.version) if embeds else None
 
@@ -91,9 +97,23 @@ def context_stream(
             await stores.serving.promote(spec.version)
 
         stages = _with_schemas(flow, plan, registries)
-        return OpenContext(stages, stores.marks, promote, stores.close, flow.expire, texts)
+
+        async def serves() -> bool:
+            return await stores.serving.current() == spec.version
+
+        journeys = _journeys(spec, plan)
+        return OpenContext(stages, stores.marks, promote, stores.close, flow.expire, texts, serves, journeys)
 
     return ContextStream(spec.context, spec.version, topics, open_context, on_report)
+
+
+def _journeys(spec: ContextSpec, plan: Plan) -> Journeys:
+    def root_key(record: Record) -> str | None:
+        table = plan.topics.get(record.topic)
+        return key_of_record(table, record) if table is not None and table is plan.root.table else None
+
+    freshness = Freshness(spec.context, spec.serving, ("applied", "assembled", "in_redis"))
+    return Journeys(spec.context, SystemClock(), freshness, telemetry.traces(), root_key)
 
 
 class BundlesBefore:

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from pipeline.core.clock import Clock, SystemClock
 from pipeline.report import BatchReport, DeadLetter
 from pipeline.stores.store import AppliedPosition, MarkStore
+from pipeline.streams.journey import Journeys, times_of_chunks
 from pipeline.streams.lanes import RecordBatch
 from pipeline.streams.letters import decode_chunk
 from pipeline.streams.outages import persistently
@@ -56,10 +57,12 @@ class BatchHandler:
         clock: Clock | None = None,
         shown: WorkerMetrics | None = None,
         on_report: Callable[[BatchReport, float], None] | None = None,
+        journeys: Journeys | None = None,
     ) -> None:
         self._flow, self._outlet, self._marks = flow, outlet, marks
         self._clock = clock or SystemClock()
         self._shown, self._on_report = shown, on_report
+        self.journeys = journeys or Journeys("", self._clock)
 
     async def denormalise(self, batches: Sequence[RecordBatch]) -> None:
         """Table records become bundles; each batch is of another partition."""
@@ -80,6 +83,7 @@ class BatchHandler:
         async def work() -> BatchReport:
             report = await self._flow.rebuild(distinct)
             report.dead_letters = [*unreadable, *report.dead_letters]
+            report.times.live_us = times_of_chunks(record for batch in batches for record in batch.records)
             # Positions that await these chunks count from now on.
             report.applied = {batch.partition: AppliedPosition("", batch.next_offset, "", 0) for batch in batches}
             return report
@@ -95,7 +99,18 @@ class BatchHandler:
 
     async def _handle(self, batches: Sequence[RecordBatch], work: Callable[[], Awaitable[BatchReport]]) -> None:
         started_s = self._clock.monotonic_s()
-        report = await self._persistently(batches, work)
+        with self.journeys.of(batches) as journey:
+            report = await self._persistently(batches, work)
+            journey.stored(report)
+            await self._follow_up(batches, report)
+        duration_s = self._clock.monotonic_s() - started_s
+        if self._shown is not None:
+            self._shown.stored(sum(len(batch.records) for batch in batches), report, duration_s)
+        if self._on_report is not None:
+            self._on_report(report, duration_s)
+
+    async def _follow_up(self, batches: Sequence[RecordBatch], report: BatchReport) -> None:
+        """What the report led to, and how far the partitions are with it."""
         _tell(report.dead_letters)
         if report.dead_letters or report.fan_out or report.texts_wanted:
             await self._persistently(batches, lambda: self._outlet.publish(report))
@@ -105,11 +120,6 @@ class BatchHandler:
             report.applied = {place: replace(one, awaits=awaits) for place, one in report.applied.items()}
         if report.applied:
             await self._persistently(batches, lambda: self._marks.write_applied(report.applied))
-        duration_s = self._clock.monotonic_s() - started_s
-        if self._shown is not None:
-            self._shown.stored(sum(len(batch.records) for batch in batches), report, duration_s)
-        if self._on_report is not None:
-            self._on_report(report, duration_s)
 
     async def _persistently(self, batches: Sequence[RecordBatch], work: Callable[[], Awaitable[Result]]) -> Result:
         retried = None if self._shown is None else self._shown.retried
@@ -118,7 +128,11 @@ class BatchHandler:
 
 def _tell(letters: Sequence[DeadLetter]) -> None:
     for letter in letters[:LETTERS_TOLD]:
-        where = f"{letter.record.topic}/{letter.record.partition}@{letter.record.offset}"
-        logger.warning("set aside %s: %s (affects %d bundles)", where, letter.reason, len(letter.bundle_keys))
+        record = letter.record
+        place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+        where = f"{record.topic}/{record.partition}@{record.offset}"
+        logger.warning(
+            "set aside %s: %s (affects %d bundles)", where, letter.reason, len(letter.bundle_keys), extra=place
+        )
     if len(letters) > LETTERS_TOLD:
         logger.warning("set aside %d more of this batch; `ctxpipe dlq` lists them", len(letters) - LETTERS_TOLD)

@@ -41,15 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--begin-space", action="store_true", help="register the space of the spec and print its name")
     parser.add_argument("context")
     chosen = parser.parse_args(arguments)
-    configure()
+    configure(context=chosen.context, **({} if chosen.space is None else {"space": chosen.space}))
     _use_uvloop()
     # Kafka's thread and the agents' share the interpreter lock: with Python's 5 ms each waits that long for the other.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    from pipeline.core import metrics
+    from pipeline.core import metrics, telemetry
 
     try:
         if chosen.begin_space:
             return _begin_space(chosen)
+        telemetry.configure("worker" if chosen.space is None else "embedder", os.environ)
         if chosen.metrics_port is not None:
             logger.info("metrics at http://127.0.0.1:%d/metrics", metrics.serve(chosen.metrics_port))
         app = _app(chosen)
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asyncio.run(run(app))
     except Exception as error:  # noqa: BLE001 - the end of the process: its threads would keep it alive
         end_process(error)
+    telemetry.flush()
     return 0
 
 

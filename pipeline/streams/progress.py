@@ -1,4 +1,5 @@
-"""Two tasks beside the agents: one feeds the watchdog, one makes a version serve when it has caught up."""
+"""Tasks beside the agents: one feeds the watchdog, one makes a version serve when it has caught up, one tells up to
+when all changes of each source have been applied."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Any
 from mode import get_logger
 
 from pipeline.core.errors import Retryable
-from pipeline.stores.store import Partition
+from pipeline.stores.store import AppliedPosition, Partition
 from pipeline.streams.ending import end_stuck
 from pipeline.streams.watchdog import Sample, Watchdog, watch
 from schemas.topics import dirty_topic
@@ -22,6 +23,7 @@ LOOK_EVERY_S = 0.5
 SETTLED_S = 5.0
 """A version that needs no longer for what is new is as current as it gets."""
 REPEAT_EVERY_S = 5.0
+WATERMARKS_EVERY_S = 2.0
 
 
 async def watch_progress(app: Any) -> None:
@@ -60,6 +62,7 @@ async def promote_when_caught_up(app: Any) -> None:
         pass
     while not app.should_stop:
         await app.until_it_works(app.opened.promote)
+        await app.until_it_works(partial(app.note_serving, app.handler.journeys))
         if not told and not app.should_stop:
             stream = app.context_stream
             logger.info("%s version %d has caught up and serves", stream.context, stream.version)
@@ -93,3 +96,23 @@ async def _reached(app: Any, ends: Mapping[Partition, int]) -> None:
             return
         wanted -= done
         await app.sleep(LOOK_EVERY_S)
+
+
+async def watch_watermarks(app: Any) -> None:
+    """Every worker reads those of all, so that one of them is enough to tell that another one stands still."""
+    while not app.should_stop and app.handler is None:
+        await app.sleep(LOOK_EVERY_S)
+    while not app.should_stop:
+        applied = await app.until_it_works(app.opened.marks.read_applied) or {}
+        app.shown.watermarks(watermarks_us(applied))
+        await app.sleep(WATERMARKS_EVERY_S)
+
+
+def watermarks_us(applied: Mapping[Partition, AppliedPosition]) -> dict[str, int]:
+    """By source: all that it had committed by then has been applied, microseconds since 1970 UTC; 0 while a partition
+    has seen nothing that tells a time. Pure."""
+    found: dict[str, int] = {}
+    for one in applied.values():
+        if one.source:
+            found[one.source] = min(one.commit_time_us, found.get(one.source, one.commit_time_us))
+    return found

@@ -19,6 +19,7 @@ from pipeline.report import BatchReport, DeadLetter
 from pipeline.streams.kafka_errors import REFUSALS
 from pipeline.streams.letters import encode_chunk, encode_letter
 from schemas.bundle import UnitKey
+from schemas.headers import Headers
 
 DELIVERY_TIMEOUT_S = 30.0
 LETTER_BYTES_MAX = 900_000
@@ -27,6 +28,9 @@ REQUEST = b"{}"
 """Not null: compaction would take a key away with it."""
 LOOK_AGAIN = b'{"again":true}'
 """A request that has the text sent on even where Redis says that it is in Kafka already."""
+
+
+NO_HEADERS: Mapping[str, Headers] = {}
 
 
 class Request(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -80,16 +84,18 @@ class Publisher:
     async def publish(self, report: BatchReport) -> None:
         """Writes the report's dead letters, chunks and requests for texts; notes in it where the chunks are."""
         deliveries: list[Awaitable[None]] = [self._bury(letter, LETTER_BYTES_MAX) for letter in report.dead_letters]
-        deliveries += [self._fan_out(chunk, report.fan_out_ends) for chunk in report.fan_out]
+        deliveries += [self._fan_out(chunk, report) for chunk in report.fan_out]
         if report.texts_wanted and self._lanes.request_topic is not None:
-            deliveries.append(self.request_texts(report.texts_wanted))
+            wanted = dict.fromkeys(report.texts_wanted, REQUEST)
+            deliveries.append(self._request(wanted, report.headers, report.traces))
         if deliveries:
             await asyncio.gather(*deliveries)
 
-    async def _fan_out(self, chunk: list[UnitKey], ends: dict[int, int]) -> None:
+    async def _fan_out(self, chunk: list[UnitKey], report: BatchReport) -> None:
         # The same chunk always goes to the same partition: its rebuilds do not overtake one another.
         place = zlib.crc32(chunk[0].key.encode()) % self._lanes.dirty_partitions
-        offset = await self._send(self._lanes.dirty_topic, None, encode_chunk(chunk), place)
+        headers, ends = (*report.headers, *report.trace), report.fan_out_ends
+        offset = await self._send(self._lanes.dirty_topic, None, encode_chunk(chunk), place, headers)
         ends[place] = max(ends.get(place, 0), offset + 1)
 
     async def request_texts(self, keys: Iterable[str], request: bytes = REQUEST) -> None:
@@ -97,10 +103,17 @@ class Publisher:
         stay in one partition, where compaction keeps the newest: whoever begins later finds every key once."""
         await self._request(dict.fromkeys(keys, request))
 
-    async def _request(self, values: Mapping[str, bytes]) -> None:
+    async def _request(
+        self, values: Mapping[str, bytes], headers: Headers = (), traces: Mapping[str, Headers] = NO_HEADERS
+    ) -> None:
         topic, producer = self._lanes.request_topic, self._started()
         assert topic is not None, "this context embeds nothing"
-        sent = [await self._mapped(producer.send(topic, value, key=key_bytes(key))) for key, value in values.items()]
+        sent = [
+            await self._mapped(
+                producer.send(topic, value, key=key_bytes(key), headers=[*headers, *traces.get(key, ())])
+            )
+            for key, value in values.items()
+        ]
         await self._mapped(asyncio.gather(*sent))
 
     def _started(self) -> AIOKafkaProducer:
@@ -113,11 +126,16 @@ class Publisher:
         values = {number: msgspec.json.encode(Request(True, number)) for number in set(above.values())}
         await self._request({key: values[number] for key, number in above.items()})
 
-    async def put(self, topic: str, records: Mapping[str, bytes | None]) -> dict[str, int | None]:
-        """Writes a record per bundle key. The offset of each; None for those that are too big for the topic, which are
-        not written."""
+    async def put(
+        self, topic: str, records: Mapping[str, bytes | None], headers: Mapping[str, Headers] = NO_HEADERS
+    ) -> dict[str, int | None]:
+        """Writes a record per bundle key, with the key's headers. The offset of each; None for those that are too big
+        for the topic, which are not written."""
         producer = self._started()
-        sent = {key: await self._accepted(producer, topic, key, value) for key, value in records.items()}
+        sent = {
+            key: await self._accepted(producer, topic, key, value, headers.get(key, ()))
+            for key, value in records.items()
+        }
         taken = await asyncio.gather(*[self._mapped(one) for one in sent.values() if one], return_exceptions=True)
         for error in taken:
             if isinstance(error, BaseException) and not isinstance(error, _TooLarge):
@@ -127,11 +145,13 @@ class Publisher:
         return {key: None if one is None or isinstance(one, _TooLarge) else one.offset for key, one in found.items()}
 
     async def _accepted(
-        self, producer: AIOKafkaProducer, topic: str, key: str, value: bytes | None
+        self, producer: AIOKafkaProducer, topic: str, key: str, value: bytes | None, headers: Headers
     ) -> asyncio.Future[Any] | None:
         """None where the producer itself finds it too big."""
         try:
-            accepted: asyncio.Future[Any] = await self._mapped(producer.send(topic, value, key=key_bytes(key)))
+            accepted: asyncio.Future[Any] = await self._mapped(
+                producer.send(topic, value, key=key_bytes(key), headers=[*headers])
+            )
         except _TooLarge:
             return None
         return accepted
@@ -150,9 +170,13 @@ class Publisher:
                 if bytes_max < LETTER_BYTES_MIN:
                     raise EnvironmentProblem(f"raise max.message.bytes of {topic}: no dead letter fits") from None
 
-    async def _send(self, topic: str, key: bytes | None, value: bytes, partition: int | None) -> int:
+    async def _send(
+        self, topic: str, key: bytes | None, value: bytes, partition: int | None, headers: Headers = ()
+    ) -> int:
         """Its offset."""
-        placed = await self._mapped(self._started().send_and_wait(topic, value, key=key, partition=partition))
+        placed = await self._mapped(
+            self._started().send_and_wait(topic, value, key=key, partition=partition, headers=[*headers])
+        )
         offset: int = placed.offset
         return offset
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from pipeline.core import metrics
 from pipeline.core.clock import Clock, SystemClock
@@ -27,6 +28,7 @@ class WorkerMetrics:
         self._batch_records = metrics.worker_batch_records.labels(context)
         self._batch_seconds = metrics.worker_batch_seconds.labels(context)
         self._lag_records = metrics.worker_lag_records.labels(context)
+        self._watermarks_us: dict[str, int] = {}
 
     def stored(self, records: int, report: BatchReport, duration_s: float) -> None:
         """A batch of so many records is durable."""
@@ -45,6 +47,21 @@ class WorkerMetrics:
             if applied.commit_time_us:
                 age_s = max(0, now_us - applied.commit_time_us) / 1_000_000
                 metrics.worker_applied_age_seconds.labels(self._context, applied.source).set(age_s)
+
+    def watermarks(self, times_us: Mapping[str, int]) -> None:
+        """By source, 0 unknown. The age is that of the moment when somebody looks, so that it grows when nothing
+        comes."""
+        for source, time_us in times_us.items():
+            if time_us and source not in self._watermarks_us:
+                age_s = partial(self._watermark_age_s, source)
+                metrics.watermark_age_seconds.labels(self._context, source).set_function(age_s)
+        for source in [source for source in self._watermarks_us if not times_us.get(source)]:
+            metrics.watermark_age_seconds.remove(self._context, source)
+        self._watermarks_us = {source: time_us for source, time_us in times_us.items() if time_us}
+
+    def _watermark_age_s(self, source: str) -> float:
+        now_us = self._clock.now_us()
+        return max(0, now_us - self._watermarks_us.get(source, now_us)) / 1_000_000
 
     def retried(self) -> None:
         """A batch met an outage and is tried again."""

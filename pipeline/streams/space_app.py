@@ -19,7 +19,7 @@ from pipeline.streams.publisher import Lanes, Publisher
 from pipeline.streams.reporting import SpaceMetrics
 from pipeline.streams.space_expiry import ask_for_expired
 from pipeline.streams.space_outlet import RECORD_BYTES_MAX, SpaceOutlet
-from pipeline.streams.space_progress import tell_progress
+from pipeline.streams.space_progress import note_serving, tell_progress
 from pipeline.streams.worker_app import COMPACTED, StreamSettings, WorkerApp, add_agent, options
 from schemas.topics import dead_letter_topic, request_topic, space_group, text_topic, vector_topic
 
@@ -43,6 +43,8 @@ class OpenSpace:
     expired: Callable[[], AsyncIterator[list[str]]] | None = None
     """Keys of texts whose bundle has lived its time; None where bundles live for ever."""
     time_to_live_s: float = 0
+    note_serving: Callable[[], Awaitable[None]] | None = None
+    """Asks whether searches use the space, so that its vectors are waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,5 +138,6 @@ def build_space_app(stream: SpaceStream, settings: StreamSettings) -> SpaceApp:
     add_agent(app, "echo", [stream.vector_topic], lambda: opened().echo)
     app.task(partial(watch_progress, app))
     app.task(partial(tell_progress, app))
+    app.task(partial(note_serving, app))
     app.task(partial(ask_for_expired, app))
     return app

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from mode import get_logger
 
 from pipeline.bundle import empty_bytes
+from pipeline.core import telemetry
 from pipeline.core.clock import Clock, SystemClock
 from pipeline.core.errors import CtxpipeError, Fatal
+from pipeline.core.freshness import Freshness
 from pipeline.embedded_text import TextMaker
 from pipeline.embedding.batching import BatchLimits
 from pipeline.embedding.open import open_engine
@@ -30,6 +32,7 @@ from pipeline.stores.redis_marks import RedisMarks
 from pipeline.stores.redis_store import Stores, context_settings, open_stores
 from pipeline.stores.spaces import SpaceRecord, SpaceStore
 from pipeline.streams.compose import context_of_file, stream_settings
+from pipeline.streams.journey import SpaceJourneys
 from pipeline.streams.reporting import SpaceMetrics
 from pipeline.streams.space_app import LIMITS, OpenSpace, SpaceApp, SpaceStream, build_space_app
 from pipeline.streams.space_engine import EngineHolder
@@ -153,8 +156,10 @@ async def _open(
     maker = _text_maker(config, stored, definition)
     rate = config.embedding.candidate_texts_per_s
     pace = None if rate is None else CandidatePace(space, stores.spaces, rate, clock)
-    texts = TextStage(space, maker, stores.reader, stores.vector_states, outlet, clock, shown, pace)
-    vectors = VectorStage(space, embedding.chunks, holder, stores.vector_states, outlet, clock, shown)
+    freshness = Freshness(spec.context, spec.serving, ("embedded",))
+    journeys = SpaceJourneys(spec.context, space, clock, freshness, telemetry.traces())
+    texts = TextStage(space, maker, stores.reader, stores.vector_states, outlet, clock, shown, pace, journeys)
+    vectors = VectorStage(space, embedding.chunks, holder, stores.vector_states, outlet, clock, shown, journeys)
     echo = VectorEcho(space, record.dimension, stores.vector_states, outlet, clock, shown)
     marks = RedisMarks(stores.client, space)
 
@@ -162,13 +167,16 @@ async def _open(
         await stores.vector_states.forget(space)
         await marks.forget()
 
+    async def note_serving() -> None:
+        journeys.live = await stores.spaces.serving() == space
+
     async def close() -> None:
         await holder.close()
         await stores.close()
 
     life_s = spec.serving.time_to_live_s or 0
     expired = partial(expired_keys, stores, space) if life_s else None
-    return OpenSpace(texts.handle, vectors.handle, echo.handle, marks, forget, close, expired, life_s)
+    return OpenSpace(texts.handle, vectors.handle, echo.handle, marks, forget, close, expired, life_s, note_serving)
 
 
 def open_engine_of(config: Config, definition: SpaceDefinition, record: SpaceRecord) -> Engine:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from pipeline.core.errors import Poison
 from pipeline.report import BatchReport, DeadLetter
-from pipeline.streams.publisher import Publisher
+from pipeline.streams.publisher import NO_HEADERS, Publisher
+from schemas.headers import Headers
 from schemas.vectors import TextRecord, VectorRecord, encode_text, encode_vectors
 
 RECORD_BYTES_MAX = 32 << 20
@@ -30,13 +31,17 @@ class SpaceOutlet:
     text_topic: str
     vector_topic: str
 
-    async def send_texts(self, texts: Mapping[str, TextRecord | None]) -> Sent:
+    async def send_texts(
+        self, texts: Mapping[str, TextRecord | None], headers: Mapping[str, Headers] = NO_HEADERS
+    ) -> Sent:
         values = {key: None if record is None else encode_text(record) for key, record in texts.items()}
-        return await self._send(self.text_topic, values)
+        return await self._send(self.text_topic, values, headers)
 
-    async def send_vectors(self, vectors: Mapping[str, VectorRecord | None]) -> Sent:
+    async def send_vectors(
+        self, vectors: Mapping[str, VectorRecord | None], headers: Mapping[str, Headers] = NO_HEADERS
+    ) -> Sent:
         values = {key: None if record is None else encode_vectors(record) for key, record in vectors.items()}
-        return await self._send(self.vector_topic, values)
+        return await self._send(self.vector_topic, values, headers)
 
     async def ask_again(self, above: Mapping[str, int]) -> None:
         await self.publisher.request_again(above)
@@ -44,9 +49,9 @@ class SpaceOutlet:
     async def bury(self, letters: Sequence[DeadLetter]) -> None:
         await self.publisher.publish(BatchReport(dead_letters=list(letters)))
 
-    async def _send(self, topic: str, values: Mapping[str, bytes | None]) -> Sent:
+    async def _send(self, topic: str, values: Mapping[str, bytes | None], headers: Mapping[str, Headers]) -> Sent:
         sent = Sent()
-        for key, offset in (await self.publisher.put(topic, values)).items():
+        for key, offset in (await self.publisher.put(topic, values, headers)).items():
             if offset is not None:
                 sent.offsets[key] = offset
                 continue

@@ -1,4 +1,4 @@
-"""Tells a person how far a space is, as long as there is much before it."""
+"""Tells a person how far a space is, as long as there is much before it, and its stages whether it serves."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ TELL_EVERY_S = 10.0
 WORTH_TELLING_RECORDS = 500
 RATE_OVER = 6
 """So many tellings ago is where the rate counts from."""
+SERVING_EVERY_S = 2.0
+
+
+async def note_serving(app: Any) -> None:
+    """A task beside the agents."""
+    while not app.should_stop and app.opened is not None and app.opened.note_serving is not None:
+        await app.until_it_works(app.opened.note_serving)
+        await app.sleep(SERVING_EVERY_S)
 
 
 async def tell_progress(app: Any) -> None:

@@ -16,11 +16,13 @@ from pipeline.embedded_text import EmbeddedText, TextMaker
 from pipeline.report import DeadLetter, digest_of
 from pipeline.stores.spaces import REFUSED, VectorState, VectorStateStore
 from pipeline.stores.store import Fetched
+from pipeline.streams.journey import SpaceJourneys
 from pipeline.streams.lanes import RecordBatch
 from pipeline.streams.outages import persistently
-from pipeline.streams.publisher import decode_request, key_text
+from pipeline.streams.publisher import NO_HEADERS, decode_request, key_text
 from pipeline.streams.reporting import SpaceMetrics
 from pipeline.streams.space_outlet import Sent
+from schemas.headers import Headers
 from schemas.record import Record
 from schemas.vectors import TextRecord
 
@@ -42,7 +44,9 @@ class Fetching(Protocol):
 class TextOutlet(Protocol):
     """See pipeline.streams.space_outlet. Returns when Kafka has everything."""
 
-    async def send_texts(self, texts: Mapping[str, TextRecord | None]) -> Sent: ...
+    async def send_texts(
+        self, texts: Mapping[str, TextRecord | None], headers: Mapping[str, Headers] = NO_HEADERS
+    ) -> Sent: ...
 
     async def ask_again(self, above: Mapping[str, int]) -> None:
         """Key → the counter that the text's record shall have at least; see Request."""
@@ -58,6 +62,7 @@ class _Asked:
     again: bool
     above: int
     offset: int
+    headers: Headers = ()
 
 
 @dataclass(slots=True)
@@ -89,14 +94,17 @@ class TextStage:
         clock: Clock,
         shown: SpaceMetrics,
         pace: Callable[[int], Awaitable[None]] | None = None,
+        journeys: SpaceJourneys | None = None,
     ) -> None:
         self._space, self._maker = space, maker
+        self._journeys = journeys or SpaceJourneys("", space, clock)
         self._bundles, self._states, self._outlet = bundles, states, outlet
         self._clock, self._shown, self._pace = clock, shown, pace
 
     async def handle(self, batches: Sequence[RecordBatch]) -> None:
         """See pipeline.streams.agents.Handle."""
-        requests = {key: _asked(records) for key, records in by_key(batches).items()}
+        passed_on = self._journeys.passed_on
+        requests = {key: _asked(records, passed_on(records)) for key, records in by_key(batches).items()}
         keys = list(requests)
         for first in range(0, len(keys), LOOKED_AT_ONCE):
             await self._part(batches, {key: requests[key] for key in keys[first : first + LOOKED_AT_ONCE]})
@@ -196,7 +204,8 @@ class TextStage:
             for letter in found.letters[:3]:
                 logger.warning("no text of %s: %s", ", ".join(letter.bundle_keys), letter.reason)
             await self._outlet.bury(found.letters)
-        sent = await self._outlet.send_texts(found.sent) if found.sent else Sent()
+        headers = {key: requests[key].headers for key in found.sent if requests[key].headers}
+        sent = await self._outlet.send_texts(found.sent, headers) if found.sent else Sent()
         offsets = sent.offsets
         for key, error in sent.refused.items():
             state = found.states[key]
@@ -230,13 +239,13 @@ def by_key(batches: Sequence[RecordBatch]) -> dict[str, list[Record]]:
     return found
 
 
-def _asked(records: Sequence[Record]) -> _Asked:
+def _asked(records: Sequence[Record], headers: Headers) -> _Asked:
     """The newest one that asks for the text even where Redis says that it is in Kafka stands for all, else the
     newest."""
     requests = [decode_request(record.value) for record in records]
     loudest = max(range(len(records)), key=lambda number: (requests[number].again, number))
     above = max(request.above for request in requests)
-    return _Asked(records[loudest], requests[loudest].again, above, records[-1].offset)
+    return _Asked(records[loudest], requests[loudest].again, above, records[-1].offset, headers)
 
 
 def _of_counter(state: VectorState, counter: int) -> VectorState:

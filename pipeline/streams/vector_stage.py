@@ -19,13 +19,16 @@ from pipeline.report import DeadLetter, digest_of
 from pipeline.stores.spaces import CUT, REFUSED, VectorState, VectorStateStore
 from pipeline.stores.store import ShardChanged
 from pipeline.streams.backoff import Backoff
+from pipeline.streams.journey import Embedding, SpaceJourneys
 from pipeline.streams.lanes import RecordBatch
 from pipeline.streams.outages import JITTER, persistently
+from pipeline.streams.publisher import NO_HEADERS
 from pipeline.streams.reporting import SpaceMetrics
 from pipeline.streams.space_outlet import Sent
 from pipeline.streams.text_stage import by_key
 from schemas.context import Chunks
 from schemas.errors import DecodeError
+from schemas.headers import Headers
 from schemas.record import Record
 from schemas.vectors import Chunk, TextRecord, VectorRecord, decode_text
 
@@ -49,7 +52,9 @@ class Engines(Protocol):
 class VectorOutlet(Protocol):
     """See pipeline.streams.space_outlet. Returns when Kafka has everything."""
 
-    async def send_vectors(self, vectors: Mapping[str, VectorRecord | None]) -> Sent: ...
+    async def send_vectors(
+        self, vectors: Mapping[str, VectorRecord | None], headers: Mapping[str, Headers] = NO_HEADERS
+    ) -> Sent: ...
 
     async def ask_again(self, above: Mapping[str, int]) -> None: ...
 
@@ -83,8 +88,10 @@ class VectorStage:
         outlet: VectorOutlet,
         clock: Clock,
         shown: SpaceMetrics,
+        journeys: SpaceJourneys | None = None,
     ) -> None:
         self._space, self._rule, self._engines = space, rule, engines
+        self._journeys = journeys or SpaceJourneys("", space, clock)
         self._states, self._outlet, self._clock, self._shown = states, outlet, clock, shown
 
     async def handle(self, batches: Sequence[RecordBatch]) -> None:
@@ -134,7 +141,8 @@ class VectorStage:
                 wanted[key] = replace(text, counter=max(text.counter, state.counter))
         self._shown.spared(len(texts) - len(wanted))
         if wanted:
-            await self._make(wanted, records)
+            with self._journeys.embedding({key: records[key] for key in wanted}) as embedding:
+                await self._make(wanted, records, embedding)
         strange = [key for key, record in records.items() if not _noted(record, states[key])]
         if strange:
             await self._outlet.ask_again({key: texts[key].counter if key in texts else 0 for key in strange})
@@ -159,7 +167,9 @@ class VectorStage:
             sent = await self._outlet.send_vectors(dict.fromkeys(keys))
             await self._states.write_vectors(self._space, dict.fromkeys(keys, ("", "")), sent.offsets)
 
-    async def _make(self, wanted: Mapping[str, TextRecord], records: Mapping[str, Record]) -> None:
+    async def _make(
+        self, wanted: Mapping[str, TextRecord], records: Mapping[str, Record], embedding: Embedding
+    ) -> None:
         began_s = self._clock.monotonic_s()
         engine, pool = await self._engines.get()
         if sum(len(text.text) for text in wanted.values()) <= INLINE_CHARACTERS_MAX:
@@ -177,8 +187,9 @@ class VectorStage:
                 problems[pieces.key] = made
             else:
                 vectors[pieces.key] = made
-        sent = await self._outlet.send_vectors(vectors)
+        sent = await self._outlet.send_vectors(vectors, embedding.headers())
         problems |= sent.refused
+        embedding.sent(key for key in vectors if key not in problems)
         noted = {key: made for key, made in vectors.items() if made is not None and key not in problems}
         told = {key: (made.text_hash, _shortened(made, wanted[key])) for key, made in noted.items()}
         await self._states.write_vectors(self._space, told, sent.offsets)

@@ -124,11 +124,11 @@ class EmbeddingSimulation:
 
         return call
 
-    async def send_texts(self, texts: Mapping[str, TextRecord | None]) -> Sent:
+    async def send_texts(self, texts: Mapping[str, TextRecord | None], headers: Any = ()) -> Sent:
         values = {key: None if text is None else encode_text(text) for key, text in texts.items()}
         return await self._send(TEXTS, values)
 
-    async def send_vectors(self, vectors: Mapping[str, VectorRecord | None]) -> Sent:
+    async def send_vectors(self, vectors: Mapping[str, VectorRecord | None], headers: Any = ()) -> Sent:
         values = {key: None if made is None else encode_vectors(made) for key, made in vectors.items()}
         return await self._send(VECTORS, values)
 

@@ -115,10 +115,10 @@ class KeptOutlet:
         self.too_large: set[str] = set()
         self.takes_s = 0.0
 
-    async def send_texts(self, texts: Mapping[str, TextRecord | None]) -> Sent:
+    async def send_texts(self, texts: Mapping[str, TextRecord | None], headers: Any = ()) -> Sent:
         return self._send(self.texts, texts)
 
-    async def send_vectors(self, vectors: Mapping[str, VectorRecord | None]) -> Sent:
+    async def send_vectors(self, vectors: Mapping[str, VectorRecord | None], headers: Any = ()) -> Sent:
         return self._send(self.vectors, vectors)
 
     async def ask_again(self, above: Mapping[str, int]) -> None:

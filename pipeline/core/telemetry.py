@@ -1,0 +1,222 @@
+"""Traces of single changes by OpenTelemetry: capture, publish, process (apply, assemble, put), embed, index.
+
+Nothing of OpenTelemetry is imported unless the environment asks for traces, as its specification says: an OTLP endpoint
+(OTEL_EXPORTER_OTLP_ENDPOINT) or an exporter (OTEL_TRACES_EXPORTER). The context of a trace travels in Kafka's headers.
+Spans say where (topic, partition, offset, context, space) and never which row: keys may be personal data.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from pipeline.core.errors import EnvironmentProblem
+from pipeline.core.section import ConfigPart
+from schemas.headers import TRACEPARENT, Headers, trace_of
+from schemas.record import Record
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span, Tracer
+
+Kind = Literal["internal", "producer", "consumer"]
+Attributes = Mapping[str, str | int]
+"""By the names of NAMES."""
+
+NAMES: Mapping[str, tuple[str, str]] = {
+    "system": ("messaging.system", "messaging.system.name"),
+    "operation": ("messaging.operation.name", "messaging.operation.name"),
+    "operation_type": ("messaging.operation.type", "messaging.operation.type"),
+    "topic": ("messaging.destination.name", "messaging.destination.name"),
+    "partition": ("messaging.destination.partition.id", "messaging.destination.partition.id"),
+    "group": ("messaging.consumer.group.name", "messaging.consumer.group.name"),
+    "offset": ("messaging.kafka.offset", "kafka.offset"),
+    "records": ("messaging.batch.message_count", "messaging.batch.message_count"),
+    "source": ("ctxpipe.source", "ctxpipe.source"),
+    "context": ("ctxpipe.context", "ctxpipe.context"),
+    "space": ("ctxpipe.space", "ctxpipe.space"),
+    "changes": ("ctxpipe.changes", "ctxpipe.changes"),
+    "bundles": ("ctxpipe.bundles", "ctxpipe.bundles"),
+}
+"""Attribute → its name in the semantic conventions up to 1.44, and from 1.45 on: the messaging group is still being
+stabilised. OTEL_SEMCONV_STABILITY_OPT_IN=messaging takes the new ones, messaging/dup both."""
+NOTHING: Attributes = {}
+TRACED_MAX = 8
+"""Of one batch; a producer of somebody else's that samples everything must not turn each record into spans."""
+FLUSH_S = 2.0
+_EXPORTERS = "opentelemetry_traces_exporter"
+_SAMPLED = 0x01
+
+
+class TelemetryConfig(ConfigPart):
+    """`trace_one_batch_in`: of so many batches that a connector reads, one gets a trace, where traces are exported at
+    all; 0: none of its own. Traces that come with records are always taken over."""
+
+    trace_one_batch_in: int = Field(default=100, ge=0, le=1_000_000_000)
+
+
+class Mark:
+    """A span that has begun. `headers` are for what follows from it, `fields` for log lines; `end` it."""
+
+    __slots__ = ("_span", "fields", "headers")
+
+    def __init__(self, span: Span, headers: Headers) -> None:
+        self._span, self.headers = span, headers
+        context = span.get_span_context()
+        self.fields = {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+
+    def end(self, at_us: int | None = None, problem: str = "") -> None:
+        if problem:
+            from opentelemetry.trace import StatusCode
+
+            self._span.set_status(StatusCode.ERROR, problem)
+        self._span.end(None if at_us is None else at_us * 1000)
+
+
+class Traces:
+    """Begins spans. All times are microseconds since 1970 UTC; None is now."""
+
+    def __init__(self, tracer: Tracer, opt_in: str = "") -> None:
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        self._tracer, self._propagator = tracer, TraceContextTextMapPropagator()
+        wanted = {word.strip() for word in opt_in.split(",")}
+        self._columns = (0, 1) if "messaging/dup" in wanted else (1,) if "messaging" in wanted else (0,)
+
+    def begin(
+        self,
+        name: str,
+        kind: Kind = "internal",
+        parent: Headers = (),
+        attributes: Attributes = NOTHING,
+        *,
+        at_us: int | None = None,
+        links: Iterable[Headers] = (),
+    ) -> Mark:
+        """A new trace without a `parent`."""
+        from opentelemetry.context import Context
+        from opentelemetry.trace import Link, SpanKind, get_current_span
+
+        linked = [get_current_span(self._context(one)).get_span_context() for one in links]
+        span = self._tracer.start_span(
+            name,
+            context=self._context(parent) if parent else Context(),
+            kind=SpanKind[kind.upper()],
+            links=[Link(one) for one in linked if one.is_valid],
+            start_time=None if at_us is None else at_us * 1000,
+            attributes=self._named(attributes),
+        )
+        return Mark(span, self._headers(span))
+
+    def step(self, name: str, parent: Headers, began_us: int, ended_us: int, attributes: Attributes = NOTHING) -> None:
+        """A part of `parent` that is over."""
+        self.begin(name, parent=parent, attributes=attributes, at_us=began_us).end(max(began_us, ended_us))
+
+    def _named(self, attributes: Attributes) -> dict[str, str | int]:
+        return {NAMES[name][column]: value for name, value in attributes.items() for column in self._columns}
+
+    def _context(self, headers: Headers) -> Any:
+        return self._propagator.extract({name: value.decode("ascii", "replace") for name, value in headers})
+
+    def _headers(self, span: Span) -> Headers:
+        from opentelemetry.trace import set_span_in_context
+
+        carrier: dict[str, str] = {}
+        self._propagator.inject(carrier, set_span_in_context(span))
+        return tuple((name, value.encode("ascii", "replace")) for name, value in carrier.items())
+
+
+def traced(records: Iterable[Record], limit: int = TRACED_MAX) -> list[tuple[Record, Headers]]:
+    """The first records that belong to a trace which is being recorded, with its headers."""
+    found: list[tuple[Record, Headers]] = []
+    for record in records:
+        if record.headers and is_sampled(headers := trace_of(record.headers)):
+            found.append((record, headers))
+            if len(found) >= limit:
+                break
+    return found
+
+
+def is_sampled(headers: Headers) -> bool:
+    """Whether somebody records the trace; False without one."""
+    for name, value in headers:
+        if name == TRACEPARENT:
+            try:
+                return bool(int(value.split(b"-")[3], 16) & _SAMPLED)
+            except (ValueError, IndexError):
+                return False
+    return False
+
+
+_current: Traces | None = None
+_provider: Any = None
+
+
+def traces() -> Traces | None:
+    """What `configure` made; None: nobody wants traces."""
+    return _current
+
+
+def configure(role: str, environment: Mapping[str, str]) -> Traces | None:
+    """Once per process. Raises EnvironmentProblem for an exporter that is not installed."""
+    global _current, _provider
+    exporters = wanted_exporters(environment)
+    if not exporters:
+        return None
+    try:
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        raise EnvironmentProblem(
+            "the environment asks for traces (OTEL_…), and OpenTelemetry is not installed: pip install "
+            "'ctxpipe[telemetry]', or set OTEL_TRACES_EXPORTER=none"
+        ) from error
+    named = "OTEL_SERVICE_NAME" in environment or "service.name=" in environment.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    own = {"service.namespace": "ctxpipe"} | ({} if named else {"service.name": f"ctxpipe-{role}"})
+    provider = TracerProvider(resource=Resource.create(own))
+    for name in exporters:
+        provider.add_span_processor(BatchSpanProcessor(_exporter(name)))
+    _provider = provider
+    _current = Traces(provider.get_tracer("ctxpipe"), environment.get("OTEL_SEMCONV_STABILITY_OPT_IN", ""))
+    return _current
+
+
+def flush() -> None:
+    """At the end of a process: what has not been exported yet is, within FLUSH_S."""
+    if _provider is not None:
+        thread = threading.Thread(target=_provider.shutdown, name="telemetry-flush", daemon=True)
+        thread.start()
+        thread.join(FLUSH_S)
+
+
+def wanted_exporters(environment: Mapping[str, str]) -> Sequence[str]:
+    """Names of exporters, as OpenTelemetry registers them; none where nothing asks for traces."""
+    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return ()
+    places = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    default = "otlp" if any(environment.get(name) for name in places) else "none"
+    names = [name.strip() for name in (environment.get("OTEL_TRACES_EXPORTER") or default).split(",")]
+    return [_otlp(environment) if name == "otlp" else name for name in names if name not in ("", "none")]
+
+
+def _otlp(environment: Mapping[str, str]) -> str:
+    specific = environment.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
+    protocol = specific or environment.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
+    return "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"
+
+
+def _exporter(name: str) -> Any:
+    try:
+        for point in entry_points(group=_EXPORTERS, name=name):
+            return point.load()()
+    except ImportError as error:
+        raise EnvironmentProblem(f"the exporter {name} of traces can't be loaded: {error}") from error
+    known = ", ".join(sorted({"otlp", "none", *(point.name for point in entry_points(group=_EXPORTERS))}))
+    raise EnvironmentProblem(
+        f"no exporter of traces is named {name}; here there are {known}. Set OTEL_TRACES_EXPORTER, or install it"
+        + (": pip install opentelemetry-exporter-otlp-proto-grpc" if name == "otlp_proto_grpc" else "")
+    )
