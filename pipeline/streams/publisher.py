@@ -16,6 +16,7 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from pipeline.core.clock import Clock, SystemClock
 from pipeline.core.errors import EnvironmentProblem, Retryable
 from pipeline.report import BatchReport, DeadLetter
+from pipeline.streams.kafka_clients import stop_producer
 from pipeline.streams.kafka_errors import REFUSALS
 from pipeline.streams.letters import encode_chunk, encode_letter
 from schemas.bundle import UnitKey
@@ -71,7 +72,7 @@ class Publisher:
         try:
             await self._mapped(producer.start())
         except (Retryable, EnvironmentProblem):
-            await producer.stop()
+            await stop_producer(producer)
             raise
         self._producer = producer
 
@@ -79,7 +80,7 @@ class Publisher:
         """Closes the connection; what `publish` returned for is durable already."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            await producer.stop()
+            await stop_producer(producer)
 
     async def publish(self, report: BatchReport) -> None:
         """Writes the report's dead letters, chunks and requests for texts; notes in it where the chunks are."""

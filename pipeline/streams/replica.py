@@ -130,6 +130,7 @@ class Replica:
         self.behind_records: int | None = None
         self.as_of_us: int | None = None
         self._refused_told: set[str] = set()
+        self._ending = False
         self.vectors: KeptVectors
         self.texts: KeptTexts
 
@@ -144,10 +145,19 @@ class Replica:
 
     async def run(self) -> None:
         """Reads, and keeps up the indexes. Trouble with Kafka is waited out."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._refresh_forever())
-            tasks.create_task(self._maintain_forever())
-            tasks.create_task(self._read_forever())
+        loops = (self._refresh_forever(), self._maintain_forever(), self._read_forever())
+        tasks = [asyncio.create_task(loop) for loop in loops]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            for task in tasks:
+                if task.done():
+                    task.result()
+        finally:
+            # Kafka's client forgets a cancellation now and then: a loop that waited for nothing else would never end.
+            self._ending = True
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def holds_now(self, limit_s: float) -> bool:
         """Waits until the next search finds every bundle that had been written before this call; False when it may not
@@ -178,11 +188,11 @@ class Replica:
 
     async def _read_forever(self) -> None:
         backoff = Backoff()
-        while True:
+        while not self._ending:
             try:
                 await self._begin()
                 backoff.reset()
-                while True:
+                while not self._ending:
                     await self._read_once()
             except PositionGone as error:
                 await self._start_anew(error.topic, str(error))

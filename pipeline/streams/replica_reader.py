@@ -11,14 +11,18 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import TopicPartition
 
+from pipeline.core.clock import Clock, SystemClock
 from pipeline.core.errors import EnvironmentProblem, Retryable
 from pipeline.stores.store import Partition
+from pipeline.streams.kafka_clients import rest_between_metadata, stop_consumer
 from pipeline.streams.kafka_errors import REFUSALS
 from pipeline.streams.offsets import Extent
 from pipeline.streams.topics import Topics
 
 REQUEST_TIMEOUT_S = 15.0
-STOP_TIMEOUT_S = 1.0
+STOP_LIMIT_S = 1.0
+LEADERLESS_LIMIT_S = 5.0
+"""A topic without a leader for so long was deleted, or its brokers are down; the client itself would wait for ever."""
 POLL_TIMEOUT_MS = 200
 RECORDS_MAX = 1000
 PARTITION_BYTES_MAX = 4 * 1024 * 1024
@@ -48,13 +52,16 @@ class SpaceReader:
     All methods raise Retryable while Kafka is away or has not made the topics, and EnvironmentProblem when it refuses.
     """
 
-    def __init__(self, bootstrap_servers: str, topics: Sequence[str], **security: Any) -> None:
+    def __init__(
+        self, bootstrap_servers: str, topics: Sequence[str], clock: Clock | None = None, **security: Any
+    ) -> None:
         self._address, self._topics = bootstrap_servers, tuple(topics)
         self._settings = {"bootstrap_servers": bootstrap_servers, **security}
         self._consumer: AIOKafkaConsumer | None = None
         self._partitions: list[TopicPartition] = []
         self._ends: dict[TopicPartition, int] = {}
         self._at_end_ms: dict[TopicPartition, int] = {}
+        self._clock, self._led_s = clock or SystemClock(), 0.0
 
     async def open(self) -> dict[Partition, Extent]:
         """What Kafka holds of each partition now. Asking never makes a topic."""
@@ -67,6 +74,7 @@ class SpaceReader:
             **self._settings,
         )
         self._consumer = consumer
+        rest_between_metadata(consumer._client)
         await self._mapped(consumer.start())
         self._partitions = [TopicPartition(*partition) for partition in sorted(partitions)]
         beginnings = await self._mapped(consumer.beginning_offsets(self._partitions))
@@ -91,6 +99,7 @@ class SpaceReader:
         consumer.assign(self._partitions)
         for place in self._partitions:
             consumer.seek(place, starts[place.topic, place.partition])
+        self._led_s = self._clock.monotonic_s()
 
     async def read(self) -> list[tuple[str, int, list[Any]]]:
         """(topic, partition, records in order), [] when there is nothing new for a moment. Raises PositionGone."""
@@ -104,7 +113,16 @@ class SpaceReader:
             raise self._refused(error) from error
         except (KafkaError, OSError) as error:
             raise self._away(error) from error
+        self._look_for_leaders()
         return [(place.topic, place.partition, records) for place, records in found.items()]
+
+    def _look_for_leaders(self) -> None:
+        cluster, now_s = self._started()._client.cluster, self._clock.monotonic_s()
+        gone = sorted({place.topic for place in self._partitions if cluster.leader_for_partition(place) in (None, -1)})
+        if not gone:
+            self._led_s = now_s
+        elif now_s - self._led_s > LEADERLESS_LIMIT_S:
+            raise Retryable(f"Kafka has no leader for {' and '.join(gone)}: deleted, or the brokers are down")
 
     async def progress(self, topic: str) -> Progress:
         """As of the last answers of the brokers."""
@@ -129,10 +147,7 @@ class SpaceReader:
     async def stop(self) -> None:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            try:
-                await asyncio.wait_for(consumer.stop(), STOP_TIMEOUT_S)
-            except (TimeoutError, KafkaError, OSError):
-                return  # a broker that is away must not hold us
+            await stop_consumer(consumer, STOP_LIMIT_S)
 
     async def _existing(self) -> frozenset[Partition]:
         topics = Topics(self._address, "", **{k: v for k, v in self._settings.items() if k != "bootstrap_servers"})
@@ -151,7 +166,9 @@ class SpaceReader:
 
     async def _mapped(self, request: Awaitable[Any]) -> Any:
         try:
-            return await asyncio.wait_for(request, REQUEST_TIMEOUT_S)
+            # Not wait_for, which forgets that it was cancelled when the answer comes at the same moment.
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                return await request
         except REFUSALS as error:
             raise self._refused(error) from error
         except (KafkaError, TimeoutError, OSError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer
@@ -14,6 +15,7 @@ from aiokafka.structs import TopicPartition
 
 from pipeline.core.errors import EnvironmentProblem, Retryable
 from pipeline.stores.store import Partition
+from pipeline.streams.kafka_clients import stop_admin, stop_consumer
 from pipeline.streams.kafka_errors import REFUSALS
 from pipeline.streams.offsets import Extent
 
@@ -40,9 +42,9 @@ class Topics:
         """Closes the connections; the object may be used again."""
         admin, self._admin, reader, self._reader = self._admin, None, self._reader, None
         if admin is not None:
-            await admin.close()
+            await stop_admin(admin)
         if reader is not None:
-            await reader.stop()
+            await stop_consumer(reader)
 
     async def existing(self) -> set[str]:
         """All topics; asking never makes one."""
@@ -99,7 +101,7 @@ class Topics:
         async with self._starting:
             if self._admin is None:
                 admin = AIOKafkaAdminClient(**self._settings)
-                await self._mapped(admin.start(), admin.close)
+                await self._mapped(admin.start(), partial(stop_admin, admin))
                 self._admin = admin
             return self._admin
 
@@ -107,7 +109,7 @@ class Topics:
         async with self._starting:
             if self._reader is None:
                 reader = AIOKafkaConsumer(group_id=None, enable_auto_commit=False, **self._settings)
-                await self._mapped(reader.start(), reader.stop)
+                await self._mapped(reader.start(), partial(stop_consumer, reader))
                 self._reader = reader
             return self._reader
 
@@ -115,7 +117,9 @@ class Topics:
         """The one table from aiokafka's errors to ours; after any of them the clients start afresh, because they keep
         what they believe of the cluster."""
         try:
-            return await asyncio.wait_for(request, REQUEST_TIMEOUT_S)
+            # Not wait_for, which forgets that it was cancelled when the answer comes at the same moment.
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                return await request
         except REFUSALS as error:
             await (undo or self.stop)()
             raise EnvironmentProblem(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -176,6 +177,25 @@ async def test_kafka_away_is_waited_out(bench: Bench, caplog: pytest.LogCaptureF
     bench.reader.put(VECTORS, "a", encode_vectors(vector_record("abc", "x")))
     await eventually(lambda: "a" in bench.records)
     assert bench.replica.problem == "" and any("refuses us" in record.getMessage() for record in caplog.records)
+
+
+async def test_it_ends_although_its_reader_forgets_that_it_was_cancelled() -> None:
+    class Forgetful(ScriptedReader):
+        reads = 0
+
+        async def read(self) -> list[tuple[str, int, list[Any]]]:
+            self.reads += 1
+            with contextlib.suppress(asyncio.CancelledError):
+                await super().read()
+            return []
+
+    made = Bench()
+    made.replica._reader = reader = Forgetful()
+    task = await made.run()
+    await eventually(lambda: reader.reads)
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=20)
+    assert done and reader.reads == 1
 
 
 async def test_a_log_that_was_cut_starts_the_index_anew(bench: Bench) -> None:
