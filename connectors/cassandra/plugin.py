@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from connectors.cassandra import node as nodes
 from connectors.cassandra.checks import check_cassandra
 from connectors.cassandra.config import CassandraConfig
+from connectors.cassandra.node_watch import NodeWatch
 from connectors.cassandra.source import CassandraSource, require_same, reset_position
 from connectors.cql.schema import captured_columns
 from connectors.cql.session import connect
 from connectors.registry import Plugin
-from connectors.source import Finding, Position
+from connectors.source import Finding, Position, StoredPosition
+from pipeline.core.clock import Clock
 from pipeline.core.errors import CtxpipeError
 
 
 class PluggedCassandra(CassandraSource):
-    """Adds what is asked beside the stream: Checking, PositionChecking, Describing, Resetting."""
+    """Adds what is asked beside the stream: Checking, PositionChecking, Describing, Resetting, Watched."""
 
     def reset_position(self) -> Position:
         return reset_position()
@@ -45,6 +47,9 @@ class PluggedCassandra(CassandraSource):
             return await captured_columns(session, self.config.keyspace, tables)
         finally:
             await session.close()
+
+    def watch(self, stored: StoredPosition | None, clock: Clock) -> NodeWatch:
+        return NodeWatch(self.config, clock)
 
 
 PLUGIN = Plugin(

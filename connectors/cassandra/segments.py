@@ -27,11 +27,19 @@ SEGMENT_BYTES = 32 * MIB
 LOOKS = 3
 _INDEX = "_cdc.idx"
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": 1 << 30}
+_SYNC = {  # commitlog_sync: how long changes are gathered, as newer and as older versions call it, and the default
+    "periodic": ("commitlog_sync_period", "commitlog_sync_period_in_ms", "10000ms"),
+    "group": ("commitlog_sync_group_window", "commitlog_sync_group_window_in_ms", "1000ms"),
+}
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_DURATION = re.compile(r"\s*(\d+)\s*(ns|us|µs|ms|s|m|h|d)\s*")
 _SIZE = re.compile(r"\s*(\d+)\s*(B|KiB|MiB|GiB)\s*")
 
 
 class NodeFiles(msgspec.Struct, frozen=True, kw_only=True):
-    """What cassandra.yaml says of the change log. `total_bytes` is what cdc_raw may hold, in segments."""
+    """What cassandra.yaml says of the change log. `total_bytes` is what cdc_raw may hold, in segments. `sync_s`: so
+    long a change may wait until it is on disk, where it can be read. `address` is the node's, "" where it is not said.
+    """
 
     cdc_enabled: bool
     cdc_raw: Path
@@ -39,6 +47,8 @@ class NodeFiles(msgspec.Struct, frozen=True, kw_only=True):
     total_bytes: int
     segment_bytes: int
     blocks_writes: bool
+    sync_s: float = 0.0
+    address: str = ""
 
 
 class Segment(msgspec.Struct, frozen=True):
@@ -83,6 +93,8 @@ def node_files(cassandra_yaml: Path, commitlog: Path | None = None, cdc_raw: Pat
         total_bytes=_bytes(settings, "cdc_total_space", "cdc_total_space_in_mb") or default,
         segment_bytes=_bytes(settings, "commitlog_segment_size", "commitlog_segment_size_in_mb") or SEGMENT_BYTES,
         blocks_writes=bool(settings.get("cdc_block_writes", True)),
+        sync_s=_sync_s(settings),
+        address=str(settings.get("broadcast_address") or settings.get("listen_address") or ""),
     )
 
 
@@ -272,3 +284,15 @@ def _bytes(settings: dict[str, Any], key: str, old_key: str) -> int:
         return int(settings[old_key]) * MIB
     match = _SIZE.fullmatch(str(settings.get(key, "")))
     return int(match[1]) * _UNITS[match[2]] if match else 0
+
+
+def _sync_s(settings: dict[str, Any]) -> float:
+    """0 where each write waits for its own (batch)."""
+    known = _SYNC.get(str(settings.get("commitlog_sync", "periodic")))
+    if known is None:
+        return 0.0
+    key, old_key, default = known
+    if settings.get(old_key):
+        return float(settings[old_key]) / 1000
+    match = _DURATION.fullmatch(str(settings.get(key, default)))
+    return int(match[1]) * _SECONDS[match[2]] if match else 0.0

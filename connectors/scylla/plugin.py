@@ -9,12 +9,14 @@ from connectors.cql.session import connect
 from connectors.registry import Plugin
 from connectors.scylla.checks import check_position, check_scylla
 from connectors.scylla.config import ScyllaConfig
+from connectors.scylla.log_watch import LogWatch
 from connectors.scylla.source import ScyllaSource
-from connectors.source import Finding, Position
+from connectors.source import Finding, Position, StoredPosition
+from pipeline.core.clock import Clock
 
 
 class PluggedScylla(ScyllaSource):
-    """Adds what is asked beside the stream: Checking, PositionChecking, Describing."""
+    """Adds what is asked beside the stream: Checking, PositionChecking, Describing, Watched."""
 
     async def check(self) -> list[Finding]:
         return await check_scylla(self.config, self._clock)
@@ -28,6 +30,9 @@ class PluggedScylla(ScyllaSource):
             return await captured_columns(session, self.config.keyspace, tables)
         finally:
             await session.close()
+
+    def watch(self, stored: StoredPosition | None, clock: Clock) -> LogWatch:
+        return LogWatch(self.config, stored, clock)
 
 
 PLUGIN = Plugin(

@@ -8,8 +8,10 @@ import pytest
 
 from connectors.cql.session import CqlServer, connect
 from connectors.scylla.checks import check_scylla
+from connectors.scylla.log_watch import LogWatch
 from connectors.scylla.source import ScyllaSource
 from deploy.local.cassandra import CassandraServer
+from pipeline.core.clock import SystemClock
 from pipeline.core.errors import EnvironmentProblem, Retryable
 from tests.support.cassandra import cql_server, start_cassandra
 from tests.support.eventually import eventually
@@ -56,12 +58,17 @@ async def test_a_login_without_rights_is_told_what_it_lacks(guarded: CassandraSe
         config = made.configured(**READER)
         with pytest.raises(EnvironmentProblem, match=r"no permission.*grants that are missing"):
             await opened_and_closed(ScyllaSource(config))
+        watch = LogWatch(config, None, SystemClock())
+        assert (await watch.look()).severity == "unfit"
         lacking = [one for one in await check_scylla(config) if one.severity == "unfit"]
         assert lacking and lacking[0].mend == f"GRANT SELECT ON TABLE {keyspace}.t_scylla_cdc_log TO reader;"
 
         await made.session.execute(f"GRANT SELECT ON KEYSPACE {keyspace} TO reader")
         assert not [one for one in await check_scylla(config) if one.severity == "unfit"]
         await opened_and_closed(ScyllaSource(config))
+        health = await watch.look()
+        await watch.close()
+        assert health.severity == "note" and health.generation_s is not None, health.findings
 
 
 async def opened_and_closed(source: ScyllaSource) -> None:
