@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from connectors.observing import Observed, Observer
 from connectors.source import Batch, Position, Source, SourceRecord
 from pipeline.core.clock import Clock, SystemClock
 from pipeline.core.errors import EnvironmentProblem, PositionLost, Retryable
@@ -100,6 +101,7 @@ class _PositionMoved(Retryable):
 class _InFlight(msgspec.Struct):
     batch: Batch
     delivery: asyncio.Future[Any]
+    observed: Observed | None = None
 
 
 class Runtime:
@@ -111,8 +113,10 @@ class Runtime:
         settings: RuntimeSettings | None = None,
         clock: Clock | None = None,
         randomness: random.Random | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._make = make
+        self._observer = observer
         self._settings = settings or RuntimeSettings()
         self._clock = clock or SystemClock()
         self._random = randomness or random.Random()
@@ -131,7 +135,7 @@ class Runtime:
         while not self._stopping.is_set():
             made = await self._make()
             self.source = made.source
-            attempt = _Run(made, self._settings, self.statistics, self._clock, self._stopping)
+            attempt = _Run(made, self._settings, self.statistics, self._clock, self._stopping, self._observer)
             try:
                 await attempt.run()
                 return
@@ -153,8 +157,15 @@ class _Run:
     """One attempt: a reading task that runs ahead by a bounded number of bytes, and a task that acknowledges."""
 
     def __init__(
-        self, attempt: Attempt, settings: RuntimeSettings, statistics: Statistics, clock: Clock, stopping: asyncio.Event
+        self,
+        attempt: Attempt,
+        settings: RuntimeSettings,
+        statistics: Statistics,
+        clock: Clock,
+        stopping: asyncio.Event,
+        observer: Observer | None,
     ) -> None:
+        self._observer = observer
         self._source = attempt.source
         self._sink = attempt.sink
         self._positions = attempt.positions
@@ -231,8 +242,12 @@ class _Run:
                 self._room.clear()
                 await self._room.wait()
             batch = await self._source.read()
+            observed = None
+            if self._observer is not None and batch.records:
+                observed = self._observer.captured(batch)
+                batch = observed.batch
             delivery = await self._sink.publish(batch.records) if batch.records else _nothing()
-            self._in_flight.append(_InFlight(batch, delivery))
+            self._in_flight.append(_InFlight(batch, delivery, observed))
             self._bytes += batch.bytes_total
             statistics.records_read += len(batch.records)
             statistics.count(batch.records)
@@ -249,6 +264,8 @@ class _Run:
             first = self._in_flight[0]
             await first.delivery
             batch = first.batch
+            if first.observed is not None:
+                first.observed.delivered()
             if batch.position is not None:
                 self._delivered = batch.position
                 self._to_acknowledge.set()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.lookup.service import LookupService
     from pipeline.stores.spaces import SpaceRecord
     from pipeline.streams.replica import KeptVectors, Replica
+    from schemas.context import ContextSpec
 
 SHARING_MAX = 16
 """Processes with one data directory."""
@@ -25,7 +26,8 @@ def open_keeper(config: Config, service: LookupService, folder: Path) -> SpaceKe
     """Of all contexts that embed. `folder` keeps indexes between two starts."""
 
     def replica(definition: SpaceDefinition, record: SpaceRecord) -> Replica:
-        return open_replica(config, definition, record, folder)
+        spec = next((spec for spec in service.specs if spec.context == definition.context), None)
+        return open_replica(config, definition, record, folder, spec)
 
     def engine(definition: SpaceDefinition) -> Engine:
         from pipeline.embedding.open import open_engine
@@ -35,10 +37,16 @@ def open_keeper(config: Config, service: LookupService, folder: Path) -> SpaceKe
     return SpaceKeeper(service, replica, engine)
 
 
-def open_replica(config: Config, definition: SpaceDefinition, record: SpaceRecord, folder: Path) -> Replica:
-    """To be started. Imports what reading Kafka needs, which contexts without an embedding do not."""
+def open_replica(
+    config: Config, definition: SpaceDefinition, record: SpaceRecord, folder: Path, spec: ContextSpec | None = None
+) -> Replica:
+    """To be started. Imports what reading Kafka needs, which contexts without an embedding do not. By its `spec` it is
+    told how fresh vectors are when they can be found."""
+    from pipeline.core import telemetry
+    from pipeline.core.freshness import Freshness
     from pipeline.stores.lexical import LexicalIndex
     from pipeline.streams.index_proof import IndexProofs
+    from pipeline.streams.journey import IndexJourneys
     from pipeline.streams.replica import OpenIndexes, Replica, ReplicatedSpace
     from pipeline.streams.replica_reader import SpaceReader
     from pipeline.streams.topics import Topics
@@ -56,7 +64,9 @@ def open_replica(config: Config, definition: SpaceDefinition, record: SpaceRecor
     )
     requests = request_topic(space.context, space.version)
     proofs = IndexProofs(facts, requests, space.text_topic, space.vector_topic)
-    return Replica(space, reader, indexes, SystemClock(), proofs)
+    clock, freshness = SystemClock(), None if spec is None else Freshness(spec.context, spec.serving, ("in_faiss",))
+    journeys = IndexJourneys(space.context, space.space, clock, freshness, telemetry.traces())
+    return Replica(space, reader, indexes, clock, proofs, journeys)
 
 
 def open_vectors(record: SpaceRecord, marked: list[str], folder: Path, anew: bool) -> KeptVectors:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from connectors.publisher import KafkaSettings
     from connectors.registry import Configured
     from connectors.runtime import Runtime
     from connectors.source import ShowProgress
+    from pipeline.core.config import Config
 
 PROGRESS_INTERVAL_S = 5.0
 
@@ -35,7 +35,7 @@ def command(
     """
     import asyncio
 
-    from pipeline.commands._sources import configured_sources, kafka_settings
+    from pipeline.commands._sources import configured_sources
     from pipeline.core.config import load
 
     if bool(source) == every:
@@ -47,7 +47,7 @@ def command(
         asyncio.run(_request_snapshot(parsed[0], table))
         click.echo(f"{table} will be read again by the running connector of {names[0]}")
         return
-    asyncio.run(_run(parsed, kafka_settings(config), reset, metrics_port))
+    asyncio.run(_run(config, parsed, reset, metrics_port))
 
 
 def _to_run(sources: list[Configured], every: bool) -> list[Configured]:
@@ -81,28 +81,34 @@ async def _request_snapshot(configured: Configured, table: str) -> None:
         await source.close()
 
 
-async def _run(configs: list[Configured], kafka: KafkaSettings, reset: bool, metrics_port: int | None) -> None:
+async def _run(config: Config, configs: list[Configured], reset: bool, metrics_port: int | None) -> None:
     """All sources at once; the first that ends for good ends the others, gracefully."""
     import asyncio
+    import os
     import signal
 
     from connectors.assembly import attempts, store_reset
     from connectors.reporting import report, report_source
     from connectors.runtime import Runtime, RuntimeSettings
     from connectors.watching import open_watches
+    from pipeline.commands._observers import observers
+    from pipeline.commands._sources import kafka_settings
     from pipeline.core import logging as logs
-    from pipeline.core import metrics
+    from pipeline.core import metrics, telemetry
     from pipeline.core.clock import SystemClock
 
     logs.configure()
+    traces, kafka = telemetry.configure("connect", os.environ), kafka_settings(config)
+    names = [one.name for one in configs]
     if metrics_port is not None:
         click.echo(f"metrics at http://127.0.0.1:{metrics.serve(metrics_port)}/metrics", err=True)
     progress = _progress()
     settings = RuntimeSettings(patient_start=False)
     if reset:
-        for config in configs:
-            await store_reset(config, kafka)
-    runtimes = [Runtime(attempts(config, kafka, progress), settings) for config in configs]
+        for one in configs:
+            await store_reset(one, kafka)
+    watched = observers(config, names, traces) if metrics_port is not None or traces is not None else {}
+    runtimes = [Runtime(attempts(one, kafka, progress), settings, observer=watched.get(one.name)) for one in configs]
 
     def stop() -> None:
         for runtime in runtimes:
@@ -111,12 +117,13 @@ async def _run(configs: list[Configured], kafka: KafkaSettings, reset: bool, met
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    tasks = [asyncio.create_task(runtime.run()) for runtime in runtimes]
-    click.echo(
-        f"connecting {', '.join(config.name for config in configs)} to Kafka at {kafka.bootstrap_servers}", err=True
-    )
-    pairs = zip(configs, runtimes, strict=True)
-    reports = [asyncio.create_task(report(config.name, runtime, SystemClock())) for config, runtime in pairs]
+    tasks = []
+    for name, runtime in zip(names, runtimes, strict=True):
+        with logs.log_fields(source=name):
+            tasks.append(asyncio.create_task(runtime.run()))
+    click.echo(f"connecting {', '.join(names)} to Kafka at {kafka.bootstrap_servers}", err=True)
+    pairs = zip(names, runtimes, strict=True)
+    reports = [asyncio.create_task(report(name, runtime, SystemClock())) for name, runtime in pairs]
     watches = open_watches(configs, kafka) if metrics_port is not None else {}
     reports += [asyncio.create_task(report_source(name, watch, SystemClock())) for name, watch in watches.items()]
     try:
@@ -124,6 +131,7 @@ async def _run(configs: list[Configured], kafka: KafkaSettings, reset: bool, met
     finally:
         for task in reports:
             task.cancel()
+        await asyncio.to_thread(telemetry.flush)
 
 
 async def _until_all_ended(tasks: list[Any], runtimes: list[Runtime]) -> None:

@@ -61,12 +61,14 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 async def _serve(config: Config, listener: socket.socket) -> None:
+    import os
     from ipaddress import ip_address
 
     import uvicorn
 
     from pipeline.commands._access import open_guard, server_options
     from pipeline.commands._services import open_services
+    from pipeline.core import telemetry
     from pipeline.core.collector import settle
     from pipeline.core.logging import configure
     from pipeline.lookup.host_names import OwnNamesOnly
@@ -74,6 +76,7 @@ async def _serve(config: Config, listener: socket.socket) -> None:
 
     guard, options = open_guard(config), server_options(config)
     configure()
+    telemetry.configure("serve", os.environ)
     async with open_services(config) as services:
         host, port = listener.getsockname()[:2]
         scheme = "http" if config.serve.tls is None else "https"
@@ -94,6 +97,7 @@ async def _serve(config: Config, listener: socket.socket) -> None:
         settle(YOUNG_MAX)
         sys.setswitchinterval(SWITCH_S)
         await run_server(uvicorn.Server(settings), listener)
+    telemetry.flush()
 
 
 async def run_server(server: Server, listener: socket.socket) -> None:

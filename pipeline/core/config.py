@@ -20,6 +20,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.kafka import KafkaConfig
 from pipeline.core.redis import RedisConfig
 from pipeline.core.section import ConfigPart
+from pipeline.core.telemetry import TelemetryConfig
 from schemas.context import ContextSpec, FieldSpec, Name, Section
 from schemas.context_file import ContextFile, read_context
 from schemas.errors import SpecError
@@ -148,6 +149,7 @@ class Config(ConfigPart):
     embedding: EmbeddingConfig = Field(default_factory=EmbeddingConfig)
     collector: CollectorConfig = Field(default_factory=CollectorConfig)
     canary: CanaryConfig | None = None
+    telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     mask_secret: SecretStr | None = Field(
         default=None, min_length=1, description="key of the hashes that mask: hash makes"
     )

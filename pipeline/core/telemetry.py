@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from pydantic import Field
 
 from pipeline.core.errors import EnvironmentProblem
 from pipeline.core.section import ConfigPart
 from schemas.headers import TRACEPARENT, Headers, trace_of
-from schemas.record import Record
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
@@ -61,10 +59,10 @@ class TelemetryConfig(ConfigPart):
 class Mark:
     """A span that has begun. `headers` are for what follows from it, `fields` for log lines; `end` it."""
 
-    __slots__ = ("_span", "fields", "headers")
+    __slots__ = ("fields", "headers", "span")
 
     def __init__(self, span: Span, headers: Headers) -> None:
-        self._span, self.headers = span, headers
+        self.span, self.headers = span, headers
         context = span.get_span_context()
         self.fields = {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
 
@@ -72,8 +70,8 @@ class Mark:
         if problem:
             from opentelemetry.trace import StatusCode
 
-            self._span.set_status(StatusCode.ERROR, problem)
-        self._span.end(None if at_us is None else at_us * 1000)
+            self.span.set_status(StatusCode.ERROR, problem)
+        self.span.end(None if at_us is None else at_us * 1000)
 
 
 class Traces:
@@ -90,20 +88,19 @@ class Traces:
         self,
         name: str,
         kind: Kind = "internal",
-        parent: Headers = (),
+        parent: Headers | Mark = (),
         attributes: Attributes = NOTHING,
         *,
         at_us: int | None = None,
         links: Iterable[Headers] = (),
     ) -> Mark:
-        """A new trace without a `parent`."""
-        from opentelemetry.context import Context
-        from opentelemetry.trace import Link, SpanKind, get_current_span
+        """A new trace without a `parent`, which is a span of this process or what came with a record."""
+        from opentelemetry.trace import Link, SpanKind, get_current_span, set_span_in_context
 
         linked = [get_current_span(self._context(one)).get_span_context() for one in links]
         span = self._tracer.start_span(
             name,
-            context=self._context(parent) if parent else Context(),
+            context=set_span_in_context(parent.span) if isinstance(parent, Mark) else self._context(parent),
             kind=SpanKind[kind.upper()],
             links=[Link(one) for one in linked if one.is_valid],
             start_time=None if at_us is None else at_us * 1000,
@@ -111,7 +108,7 @@ class Traces:
         )
         return Mark(span, self._headers(span))
 
-    def step(self, name: str, parent: Headers, began_us: int, ended_us: int, attributes: Attributes = NOTHING) -> None:
+    def step(self, name: str, parent: Mark, began_us: int, ended_us: int, attributes: Attributes = NOTHING) -> None:
         """A part of `parent` that is over."""
         self.begin(name, parent=parent, attributes=attributes, at_us=began_us).end(max(began_us, ended_us))
 
@@ -119,7 +116,10 @@ class Traces:
         return {NAMES[name][column]: value for name, value in attributes.items() for column in self._columns}
 
     def _context(self, headers: Headers) -> Any:
-        return self._propagator.extract({name: value.decode("ascii", "replace") for name, value in headers})
+        """Never what happens to be this task's current span."""
+        from opentelemetry.context import Context
+
+        return self._propagator.extract({name: value.decode("ascii", "replace") for name, value in headers}, Context())
 
     def _headers(self, span: Span) -> Headers:
         from opentelemetry.trace import set_span_in_context
@@ -129,9 +129,28 @@ class Traces:
         return tuple((name, value.encode("ascii", "replace")) for name, value in carrier.items())
 
 
-def traced(records: Iterable[Record], limit: int = TRACED_MAX) -> list[tuple[Record, Headers]]:
+class Received(Protocol):
+    """A record of Kafka, schemas.record's or the client's."""
+
+    @property
+    def topic(self) -> str: ...
+
+    @property
+    def partition(self) -> int: ...
+
+    @property
+    def offset(self) -> int: ...
+
+    @property
+    def headers(self) -> Headers: ...
+
+
+Found = TypeVar("Found", bound=Received)
+
+
+def traced(records: Iterable[Found], limit: int = TRACED_MAX) -> list[tuple[Found, Headers]]:
     """The first records that belong to a trace which is being recorded, with its headers."""
-    found: list[tuple[Record, Headers]] = []
+    found: list[tuple[Found, Headers]] = []
     for record in records:
         if record.headers and is_sampled(headers := trace_of(record.headers)):
             found.append((record, headers))
@@ -210,6 +229,8 @@ def _otlp(environment: Mapping[str, str]) -> str:
 
 
 def _exporter(name: str) -> Any:
+    from importlib.metadata import entry_points
+
     try:
         for point in entry_points(group=_EXPORTERS, name=name):
             return point.load()()

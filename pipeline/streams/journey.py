@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pipeline.core.clock import Clock
 from pipeline.core.freshness import Freshness
 from pipeline.core.logging import log_fields
-from pipeline.core.telemetry import Mark, Traces, traced
+from pipeline.core.telemetry import Mark, Received, Traces, traced
 from pipeline.report import BatchReport
 from pipeline.stores.store import Partition
 from pipeline.streams.lanes import RecordBatch
@@ -70,7 +70,10 @@ class Journeys:
         assert self._traces is not None
         found = traced(record for batch in batches for record in batch.records)
         links = [headers for _, headers in found]
-        about: dict[str, str | int] = {"context": self._context, "records": sum(len(batch.records) for batch in batches)}
+        about: dict[str, str | int] = {
+            "context": self._context,
+            "records": sum(len(batch.records) for batch in batches),
+        }
         begin = self._traces.begin
         return [
             (record, begin(f"process {record.topic}", "consumer", headers, _place(record) | about, links=links))
@@ -114,12 +117,12 @@ class Journey:
         assert self._traces is not None
         began_us = self._began_us
         if applied_us:
-            self._traces.step("apply", mark.headers, began_us, applied_us, {"changes": report.events})
+            self._traces.step("apply", mark, began_us, applied_us, {"changes": report.events})
             began_us = applied_us
         if report.times.assembled:
             written = {"bundles": report.bundles_written + report.fragments_written}
-            self._traces.step("assemble", mark.headers, began_us, assembled_us, written)
-            self._traces.step("put", mark.headers, assembled_us, stored_us, written)
+            self._traces.step("assemble", mark, began_us, assembled_us, written)
+            self._traces.step("put", mark, assembled_us, stored_us, written)
 
     def _follow(self, record: Record, mark: Mark, report: BatchReport) -> None:
         """What a change led to is certain where it came alone, and of its own bundle; else the trace ends here."""
@@ -133,7 +136,7 @@ class Journey:
             report.traces[root_key] = mark.headers
 
 
-def times_of_chunks(records: Iterable[Record]) -> list[int]:
+def times_of_chunks(records: Iterable[Received]) -> list[int]:
     """When the changes were committed that left these chunks to the dirty lane; without those of backfills."""
     return [time_us for record in records if record.headers and (time_us := commit_time_of(record.headers))]
 
@@ -217,7 +220,43 @@ class Embedding:
         self.times_us += times_of_chunks(self._records[key] for key in keys)
 
 
-def _place(record: Record) -> dict[str, str | int]:
+class IndexJourneys:
+    """Of a replica of one space, where the way ends: searches find the vectors."""
+
+    def __init__(
+        self,
+        context: str,
+        space: str,
+        clock: Clock,
+        freshness: Freshness | None = None,
+        traces: Traces | None = None,
+    ) -> None:
+        self._context, self._space, self._clock = context, space, clock
+        self._freshness, self._traces = freshness, traces
+
+    @contextmanager
+    def indexing(self, records: Sequence[Received]) -> Iterator[None]:
+        """Around what brings these records of the vector topic into the index."""
+        began_us = self._clock.now_us()
+        yield
+        told = [record for record in records if record.headers]
+        if not told:
+            return
+        now_us = self._clock.now_us()
+        if self._freshness is not None:
+            self._freshness.note("in_faiss", times_of_chunks(told), now_us)
+        if self._traces is not None:
+            about: dict[str, str | int] = {"context": self._context, "space": self._space, "records": len(records)}
+            found = traced(told)
+            links = [headers for _, headers in found]
+            for record, headers in found:
+                mark = self._traces.begin(
+                    "index", "consumer", headers, _place(record) | about, at_us=began_us, links=links
+                )
+                mark.end(now_us)
+
+
+def _place(record: Received) -> dict[str, str | int]:
     return {
         "system": "kafka",
         "operation": "process",

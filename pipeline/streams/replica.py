@@ -18,6 +18,7 @@ from pipeline.stores.spaces import Placed, PlacedText, TextIndex, VectorIndex
 from pipeline.stores.store import Partition
 from pipeline.streams.backoff import Backoff
 from pipeline.streams.index_proof import IndexProofs
+from pipeline.streams.journey import IndexJourneys
 from pipeline.streams.offsets import Extent
 from pipeline.streams.replica_reader import PositionGone, Progress, reason_to_start_anew, starts
 from schemas.errors import DecodeError
@@ -121,10 +122,11 @@ class Replica:
         indexes: OpenIndexes,
         clock: Clock,
         proofs: IndexProofs | None = None,
+        journeys: IndexJourneys | None = None,
     ) -> None:
         """Without `proofs` nobody can tell what is still on its way to the topics: `holds_now` is False."""
         self.space, self._reader, self._indexes, self._clock = space, reader, indexes, clock
-        self._proofs = proofs
+        self._proofs, self._journeys = proofs, journeys or IndexJourneys(space.context, space.space, clock)
         self.vectors_loaded = self.texts_loaded = False
         self.problem = "it has not begun"
         self.behind_records: int | None = None
@@ -228,6 +230,15 @@ class Replica:
 
     async def _read_once(self) -> None:
         found = await self._reader.read()
+        # What the topic held before the start is no news, however long it takes to read it.
+        news = self.vectors_loaded and [
+            record for topic, _, records in found if topic == self.space.vector_topic for record in records
+        ]
+        with self._journeys.indexing(news or ()):
+            await self._take(found)
+        await self._note_progress()
+
+    async def _take(self, found: Sequence[tuple[str, int, Sequence[Any]]]) -> None:
         vectors: list[Placed] = []
         texts: list[PlacedText] = []
         for topic, partition, records in found:
@@ -245,7 +256,6 @@ class Replica:
             self._apply(vectors, texts)
         if self.texts.pending > PENDING_TEXTS_MAX:
             await asyncio.to_thread(self.texts.refresh)
-        await self._note_progress()
 
     def _apply(self, vectors: Sequence[Placed], texts: Sequence[PlacedText]) -> None:
         if texts:

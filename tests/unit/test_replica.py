@@ -42,7 +42,9 @@ class ScriptedReader:
         self.offset = 0
 
     def put(self, topic: str, key: str, value: bytes | None) -> None:
-        record = SimpleNamespace(topic=topic, partition=0, offset=self.offset, key=key.encode(), value=value)
+        record = SimpleNamespace(
+            topic=topic, partition=0, offset=self.offset, key=key.encode(), value=value, headers=()
+        )
         self.offset += 1
         self.script.put_nowait([(topic, 0, [record])])
 
