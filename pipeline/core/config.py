@@ -19,6 +19,7 @@ from pipeline.core.collecting import CollectorConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.kafka import KafkaConfig
 from pipeline.core.redis import RedisConfig
+from pipeline.core.running import RunningConfig
 from pipeline.core.section import ConfigPart
 from pipeline.core.telemetry import TelemetryConfig
 from schemas.context import ContextSpec, FieldSpec, Name, Section
@@ -150,6 +151,7 @@ class Config(ConfigPart):
     collector: CollectorConfig = Field(default_factory=CollectorConfig)
     canary: CanaryConfig | None = None
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
+    running: RunningConfig = Field(default_factory=RunningConfig)
     mask_secret: SecretStr | None = Field(
         default=None, min_length=1, description="key of the hashes that mask: hash makes"
     )

@@ -134,7 +134,7 @@ class Health:
 
     def ready(self) -> Report:
         """A process that has not started, or is stopping, is not ready, whatever its checks say."""
-        stopping = Seen("not stopping", f"{self.role} is stopping" if self._is_stopping else "")
+        stopping = Seen("taking work", f"{self.role} is stopping" if self._is_stopping else "")
         return Report("ready", (stopping, *self.startup().seen, *self._ask("ready"), *self._ask("note")))
 
     def report(self, probe: str) -> Report:

@@ -178,7 +178,12 @@ group_headroom = _gauge(
     "ctxpipe_group_retention_headroom_ratio", "Share of the log left before records are lost.", "group", "topic"
 )
 partition_status = _gauge(
-    "ctxpipe_partition_status", "1 for the status of a partition that is not OK.", "group", "topic", "partition", "status"
+    "ctxpipe_partition_status",
+    "1 for the status of a partition that is not OK.",
+    "group",
+    "topic",
+    "partition",
+    "status",
 )
 partition_committed = _gauge(
     "ctxpipe_partition_committed_offset", "Next offset of the group.", "group", "topic", "partition"

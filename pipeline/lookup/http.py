@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 
 from pipeline.core import metrics
 from pipeline.core.errors import CtxpipeError, Retryable
+from pipeline.core.health import Health
 from pipeline.core.logging import SparseLog
 from pipeline.lookup import openapi
 from pipeline.lookup.admission import Admission
@@ -28,6 +29,7 @@ from pipeline.lookup.credentials import Refused
 from pipeline.lookup.guarding import AUDITED_KEYS, Guard, principal_of
 from pipeline.lookup.history import History
 from pipeline.lookup.hot_path import HotPath, told
+from pipeline.lookup.http_health import Probes
 from pipeline.lookup.http_history import HistoryHandlers
 from pipeline.lookup.keys import MalformedKey, check_keys
 from pipeline.lookup.narrowing import NotAllowed
@@ -76,14 +78,15 @@ def make_app(
     guard: Guard | None = None,
     history: History | None = None,
     admission: Admission | None = None,
+    health: Health | None = None,
 ) -> ASGIApp:
     """The ASGI application. Routes: /v1/contexts, /v1/contexts/{context}/{key}, /v1/contexts/{context}:batchGet,
     /v1/contexts/{context}:search, /v1/contexts/{context}:fields, /v1/contexts/{context}:byId/{id}, :lineage/{key} and
-    :lineageById/{id} beside it, /livez, /readyz, /metrics, /openapi.json, /page/. Errors are problem+json. `guard` asks
-    for credentials; without one everybody may read everything.
+    :lineageById/{id} beside it, /livez, /readyz, /startupz, /metrics, /openapi.json, /page/. Errors are problem+json.
+    `guard` asks for credentials; without one everybody may read everything.
     Without `history` only versions that serve have one; `admission` refuses what can't be answered in time."""
     guard = guard or Guard()
-    handlers = _Handlers(service, searches, guard.active, admission)
+    handlers = _Handlers(service, searches, admission)
     past = HistoryHandlers(service, history or History(service))
     protect = guard.protect
     app = SecuredApplication(
@@ -98,8 +101,7 @@ def make_app(
                 "/v1/contexts/{context}:lineageById/{id:path}", protect(BUNDLES, past.lineage_by_id), methods=["GET"]
             ),
             Route("/v1/contexts/{context}/{key:path}", protect(BUNDLES, handlers.get), methods=["GET"]),
-            Route("/livez", handlers.live, methods=["GET"]),
-            Route("/readyz", handlers.ready, methods=["GET"]),
+            *Probes(health, service, guard.active).routes(),
             Route("/metrics", protect(METRICS, handlers.metrics), methods=["GET"]),
             Route("/openapi.json", handlers.openapi, methods=["GET"]),
             *page_routes(),
@@ -124,11 +126,8 @@ def make_app(
 
 
 class _Handlers:
-    def __init__(
-        self, service: LookupService, searches: SearchService | None, guarded: bool, admission: Admission | None
-    ) -> None:
-        self._service, self._searches, self._guarded = service, searches, guarded
-        self._admission = admission
+    def __init__(self, service: LookupService, searches: SearchService | None, admission: Admission | None) -> None:
+        self._service, self._searches, self._admission = service, searches, admission
         self._outcomes = {operation: Outcomes(operation) for operation in ("get", "batch", "search")}
 
     @contextmanager
@@ -232,17 +231,6 @@ class _Handlers:
         principal = principal_of(request)
         shown = None if principal is None else principal.fields.get(spec.context)
         return _json(msgspec.json.encode(origins(spec, shown)))
-
-    async def live(self, request: Request) -> Response:
-        return _json(b'{"status":"ok"}')
-
-    async def ready(self, request: Request) -> Response:
-        problems = await self._service.ready()
-        if problems:
-            _LOG.warning("not ready: %s", "; ".join(problems.values()))
-            names = "" if self._guarded else f": {', '.join(problems)}"
-            return _problem(503, f"not ready{names}; see the server's log")
-        return _json(b'{"status":"ok"}')
 
     async def metrics(self, request: Request) -> Response:
         if self._admission is not None:

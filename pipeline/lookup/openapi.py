@@ -45,7 +45,8 @@ def document(version: str) -> dict[str, Any]:
             "/v1/contexts/{context}:lineageById/{id}": {
                 "get": _by_id("pastLineage", "Where the values of an answer came from", "Lineage")
             },
-            "/livez": {"get": _operation("live", "The process runs", "State")},
+            "/livez": {"get": _with_problems(_operation("live", "The process runs", "State"), 503)},
+            "/startupz": {"get": _with_problems(_operation("started", "It has begun its work", "State"), 503)},
             "/readyz": {"get": _with_problems(_operation("ready", "Lookups can be answered", "State"), 503)},
         },
         "components": {

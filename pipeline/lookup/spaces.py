@@ -22,6 +22,7 @@ from schemas.vectors import FilterValue
 
 LOOK_EVERY_S = 0.5
 ENGINE_RETRY_S = 10.0
+OPENING = "the embedding engine is being opened"
 
 _LOG = logging.getLogger("ctxpipe.lookup")
 
@@ -90,7 +91,7 @@ class OpenSpace:
     record: SpaceRecord
     replica: SpaceReplica
     embedder: QueryEmbedder | None = None
-    engine_problem: str = "the embedding engine is being opened"
+    engine_problem: str = OPENING
     searches: int = 0
     feeding: asyncio.Task[None] | None = None
     opening: asyncio.Task[None] | None = None
@@ -99,6 +100,11 @@ class OpenSpace:
     def ready(self) -> bool:
         """Searches lose nothing when they come over."""
         return self.embedder is not None and self.replica.vectors_loaded and self.replica.texts_loaded
+
+    @property
+    def opens_engine(self) -> bool:
+        """For the first time, and nothing has gone wrong with it."""
+        return self.embedder is None and self.engine_problem == OPENING
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +135,8 @@ class SpaceKeeper:
     open_engine: OpenEngine
     _open: dict[_Place, OpenSpace] = field(default_factory=dict)
     _serving: dict[str, Serving] = field(default_factory=dict)
+    looked: bool = False
+    """Whether it knows yet which spaces there are."""
     told: set[str] = field(default_factory=set)
     """What went wrong so far."""
 
@@ -155,6 +163,7 @@ class SpaceKeeper:
             if place not in wanted and id(space) not in kept and not space.searches:
                 del self._open[place]
                 await _close(space)
+        self.looked = True
 
     async def close(self) -> None:
         for context in list(self._serving):

@@ -28,7 +28,7 @@ from schemas.context import ContextSpec
 from tests.unit.test_lookup import EMPTY, NOW_US, FixedClock, MemoryReader, position
 from tests.unit.test_lookup_asked import BODY, SPEC
 
-PUBLIC = {"/livez", "/readyz", "/openapi.json", *(f"/page/{name}" for name in FILES)}
+PUBLIC = {"/livez", "/readyz", "/startupz", "/openapi.json", *(f"/page/{name}" for name in FILES)}
 TO_PAGE = {"/", "/page"}
 NOW_S = NOW_US // 1_000_000
 
