@@ -36,6 +36,7 @@ COMMANDS = MappingProxyType(
         "canary": "Write rows into the sources, and tell whether lookups show them in time.",
         "collector": "Watch lag, sources and stages all the time, for Prometheus and `lag`.",
         "lag": "Show how far behind everything is, why, and whether it catches up.",
+        "plan": "Tell how many of everything a load needs, and what breaks first.",
         "verify": "Compare bundles with what SQL on the sources gives.",
         "rebuild": "Build bundles anew from their sources.",
         "dlq": "Look at dead letters, and replay them.",
