@@ -209,6 +209,10 @@ class _Nothing:
         """Nothing is open."""
 
 
+class _Broken(CtxpipeError):
+    """A look failed; whether a new connection mends that is to be tried."""
+
+
 class _Bounded:
     """A watch that answers in time, says only Retryable, and connects anew after it."""
 
@@ -218,22 +222,34 @@ class _Bounded:
         self._positions = NewestPositions(kafka) if kafka is not None else None
         stored: StoredPosition | None = self._positions.newest if self._positions is not None else None
         self._watch: Watching = source.watch(stored, clock)
+        self._connected = False
 
     async def look(self) -> SourceHealth:
+        """Servers end connections that idle: away is only who does not answer a new one."""
+        if self._connected:
+            with suppress(_Broken):
+                return await self._look()
+        try:
+            return await self._look()
+        except _Broken as error:
+            raise Retryable(str(error)) from error
+
+    async def _look(self) -> SourceHealth:
+        """Raises _Broken for what the source says, Retryable when it says nothing."""
         looking = asyncio.create_task(self._watch.look(), name=f"look-{self._name}")
+        self._connected = False
         try:
             done, _ = await asyncio.wait([looking], timeout=LOOK_TIMEOUT_S)
             if not done:
                 raise Retryable(f"{self._name}: the source did not answer within {LOOK_TIMEOUT_S:g} s.")
-            health = looking.result()
-        except CtxpipeError as error:
-            await self._give_up(looking)
-            if isinstance(error, Retryable):
-                raise
-            raise Retryable(str(error)) from error
-        except asyncio.CancelledError:
+            try:
+                health = looking.result()
+            except CtxpipeError as error:
+                raise _Broken(str(error)) from error
+        except (CtxpipeError, asyncio.CancelledError):
             await self._give_up(looking)
             raise
+        self._connected = True
         return msgspec.structs.replace(health, looked_at_s=self._clock.now_us() / 1_000_000)
 
     async def close(self) -> None:

@@ -159,6 +159,8 @@ async def test_a_source_that_is_away_or_frozen_is_told_and_nothing_old_is_shown(
     up = await eventually(connector.page, lambda page: page.get("ctxpipe_source_slot_active") == 1, timeout_s=60)
     assert up["ctxpipe_source_up"] == 1
     assert (await seen()).up is True
+    run(postgres, "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = 'looker'")
+    assert (await seen()).up is True, "a server that ended an idle connection is not away"
 
     monkeypatch.setattr(watching, "LOOK_TIMEOUT_S", 2.0)
     (served_by,) = run(postgres, _LOOKERS)[0]
