@@ -12,6 +12,7 @@ import msgspec
 from pipeline.client.bundle import Bundle
 from pipeline.client.errors import BadRequest, ClientError
 from pipeline.client.results import ContextInfo, Found
+from pipeline.core.canary import is_canary
 
 if TYPE_CHECKING:
     from pipeline.client.asynchronous import AsyncClient
@@ -39,9 +40,12 @@ _SECTIONS: Schema = {
 
 
 def tool_schemas(contexts: Sequence[ContextInfo]) -> list[Schema]:
-    """Two functions per context that can be searched, one for others: [{"type": "function", "function": {…}}]."""
+    """Two functions per context that can be searched, one for others: [{"type": "function", "function": {…}}]. None
+    for canaries, which tell a model nothing."""
     found = []
     for info in contexts:
+        if is_canary(info.context, info.description):
+            continue
         found.append(_bundle_tool(info))
         if info.space is not None:
             found.append(_search_tool(info))

@@ -25,6 +25,8 @@ LOOK_SHARE, LOOK_S_MIN, LOOK_S_MAX = 0.1, 0.01, 1.0
 """Between looks for a row that is on its way: a tenth of the time it has taken so far, which is how far off the
 measured time may be, within these bounds."""
 TELL_S = 0.5
+AGAIN_S = 60.0
+"""What stays late is said again, with what is known by then."""
 SEARCH_ROWS_MAX = 1_000
 
 _LOG = logging.getLogger("ctxpipe.canary")
@@ -150,6 +152,7 @@ class Teller:
         self._canaries, self._clock = canaries, clock
         self._verdicts: dict[str, Verdict] = {}
         self._late_since_s: dict[str, float] = {}
+        self._said_s: dict[str, float] = {}
 
     async def run(self) -> None:
         while True:
@@ -165,12 +168,13 @@ class Teller:
             return
         metrics.canary_up.labels(source).set(float(verdict.up))
         now_s, since_s = self._clock.monotonic_s(), self._late_since_s.get(source)
-        if not verdict.up and since_s is None:
-            self._late_since_s[source] = now_s
-            _LOG.warning("the canary of %s is late: %s", source, verdict.reason, extra={"source": source})
-        elif verdict.up and since_s is not None:
+        if verdict.up and since_s is not None:
             del self._late_since_s[source]
             _LOG.info("the canary of %s is back after %.1f s", source, now_s - since_s, extra={"source": source})
+        elif not verdict.up and (since_s is None or now_s - self._said_s[source] >= AGAIN_S):
+            self._late_since_s.setdefault(source, now_s)
+            self._said_s[source] = now_s
+            _LOG.warning("the canary of %s is late: %s", source, verdict.reason, extra={"source": source})
 
     def reason(self, source: str) -> str:
         """Why it is late; empty otherwise."""

@@ -98,6 +98,16 @@ def context_name(source: str) -> str:
     return f"canary_{source}"
 
 
+def description(source: str) -> str:
+    return f"Rows that `ctxpipe canary` writes into {source}, to see whether they come through."
+
+
+def is_canary(context: str, described: str) -> bool:
+    """Whether a context is one of these: models are not offered them, and find nothing in them."""
+    prefix = context_name("")
+    return context.startswith(prefix) and described == description(context.removeprefix(prefix))
+
+
 def canary_plans(canary: CanaryConfig, sources: Mapping[str, Mapping[str, Any]]) -> list[CanaryPlan]:
     """By source, sorted."""
     return [
@@ -157,7 +167,7 @@ def _spec(one: CanarySource, plan: CanaryPlan) -> ContextSpec:
     data: dict[str, Any] = {
         "context": plan.context,
         "version": SPEC_VERSION,
-        "description": f"Rows that `ctxpipe canary` writes into {plan.source}, to see whether they come through.",
+        "description": description(plan.source),
         "root": "canary",
         "entities": {"canary": {"source": plan.source, "table": plan.table, "key": [KEY]}},
         "fields": [KEY, SLOTS, PARTITION, NUMBER, WRITTEN],
@@ -201,4 +211,5 @@ __all__ = [
     "canary_plans",
     "canary_specs",
     "context_name",
+    "is_canary",
 ]

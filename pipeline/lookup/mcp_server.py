@@ -18,6 +18,7 @@ from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ToolError
 from mcp_types import CallToolResult, ReadResourceResult, TextContent, ToolAnnotations
 
+from pipeline.core.canary import is_canary
 from pipeline.core.errors import CtxpipeError, Poison
 from pipeline.lookup.answer import Answer
 from pipeline.lookup.audit import Access
@@ -28,6 +29,7 @@ from pipeline.lookup.principal import BUNDLES, SEARCH
 from pipeline.lookup.search import SearchService
 from pipeline.lookup.search_answer import SearchAnswer
 from pipeline.lookup.search_request import SearchRequest, read_request
+from pipeline.lookup.served import ServedContext
 from pipeline.lookup.service import LookupService
 from pipeline.text import decode_bundle, render_text
 
@@ -122,7 +124,7 @@ class _Answering:
                 "sections": list(served.spec.sections),
                 "searchable": served.embeds,
             }
-            for served in self._service.versions
+            for served in self._offered()
             if principal is None or principal.knows(served.spec.context)
         ]
         lines = [
@@ -134,7 +136,7 @@ class _Answering:
         """Searches every context for a question in plain words; `fetch` gives the whole of a result by its id."""
         results: list[dict[str, Any]] = []
         principal = self._asker.principal()
-        for served in self._service.versions:
+        for served in self._offered():
             name = served.spec.context
             if not served.embeds or not (principal is None or principal.may(SEARCH, name)):
                 continue
@@ -145,6 +147,11 @@ class _Answering:
                     {"id": f"{name}/{hit.key}", "title": f"{name} {hit.key}", "text": shown, "url": _uri(name, hit.key)}
                 )
         return _result(msgspec.json.encode({"results": results}).decode(), {"results": results})
+
+    def _offered(self) -> list[ServedContext]:
+        """Without the canaries, which tell a model nothing."""
+        versions = self._service.versions
+        return [served for served in versions if not is_canary(served.spec.context, served.spec.description)]
 
     async def fetch(self, id: str) -> CallToolResult:
         """The whole of one search result, by its id."""

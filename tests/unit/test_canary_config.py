@@ -1,4 +1,4 @@
-"""The section `canary`: its defaults, its mistakes with their lines, the contexts that it adds to the configured ones."""
+"""The section `canary`: its defaults, its mistakes with their lines, the contexts that it adds to the others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.canary import CanaryPlan, canary_plans, context_name
+from pipeline.client.results import ContextInfo
+from pipeline.client.tools import tool_schemas
+from pipeline.core.canary import CanaryPlan, canary_plans, context_name, is_canary
 from pipeline.core.config import Config, load, load_context_files, load_contexts
 from pipeline.core.errors import ConfigError
 
@@ -55,6 +57,10 @@ def test_the_contexts_are_like_any_other(tmp_path: Path) -> None:
     assert [field.name for field in shop.fields] == ["slot", "slots", "kafka_partition", "number", "written_us"]
     assert shop.embedded_template is not None and "{{ number }}" in shop.embedded_template
     assert specs["canary_old"].embedding is None
+    assert is_canary("canary_shop", shop.description) and not is_canary("canary_birds", "Canaries, and other birds.")
+    infos = [ContextInfo(name, 1, specs[name].description, ("slot",), 1, 1, "") for name in specs]
+    offered = tool_schemas([*infos, ContextInfo("canary_birds", 1, "Canaries, and other birds.", ("id",), 1, 1)])
+    assert [one["function"]["name"] for one in offered] == ["get_context_bundle_canary_birds"]
     assert load_context_files(config)["canary_shop"].document.path == config.path
     shown = str(config.shown())
     assert "sesame" not in shown and "hunter2" not in shown

@@ -104,3 +104,10 @@ async def test_a_store_that_is_away_is_told(world: SearchWorld) -> None:
     async with client(world) as connected:
         text, _, failed = await call(connected, "get_context_bundle", context="plane", key="1")
         assert failed and "away" in text
+
+
+async def test_canaries_are_not_offered(world: SearchWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.lookup.mcp_server.is_canary", lambda name, described: name == "plane")
+    async with client(world) as connected:
+        assert (await call(connected, "list_contexts"))[1] == {"contexts": []}
+        assert (await call(connected, "search", query="wide body"))[1] == {"results": []}
