@@ -15,13 +15,21 @@ from typing import Any
 import pytest
 import yaml
 
+from deploy.pages.metric_list import OTHERS, by_role, with_metrics
 from pipeline.core import metrics
-from tests.support.prometheus import PROMETHEUS, RULE_FILES, RULE_TESTS, alerts, promtool, records, rules
+from tests.support.prometheus import (
+    PROMETHEUS,
+    RULE_FILES,
+    RULE_TESTS,
+    RUNBOOK,
+    alerts,
+    mistakes_of,
+    promtool,
+    records,
+    rules,
+    runbook_sections,
+)
 
-OURS = {definition.name: definition for definition in metrics.DEFINITIONS}
-OF_OTHERS = {"up", "process_start_time_seconds"}
-ADDED_LABELS = {"namespace", "job", "instance", "slo", "alertname", "le"}
-"""By Prometheus, by the cluster, by our own recording rules."""
 SILENT = "vector(0) > 1"
 LOUD = "vector(1)"
 WRONG = "vector(0.4242)"
@@ -71,25 +79,18 @@ def failures_with(test_file: Path, folder: Path, breaks: Callable[[dict[str, Any
 
 @pytest.mark.parametrize("file", RULE_FILES, ids=lambda file: file.name)
 def test_rules_use_metrics_and_labels_that_exist(file: Path) -> None:
-    recorded = {rule["record"] for rule in records()}
     for rule in rules(file):
-        expression = str(rule["expr"])
-        where = rule.get("alert") or rule["record"]
-        names = set(re.findall(r"\bctxpipe[a-z0-9_:]+", re.sub(r'"[^"]*"', '""', expression)))
-        unknown = names - recorded - set(OURS)
-        assert not unknown, f"{where}: no such metric: {sorted(unknown)}"
-        assert names or OF_OTHERS & set(re.findall(r"\w+", expression)) or "vector(" in expression, where
-        may = ADDED_LABELS.union(*(OURS[name].labels for name in names if name in OURS))
-        used = labels_in(expression)
-        assert used <= may, f"{where}: no metric there has the label {sorted(used - may)}"
+        assert mistakes_of(str(rule["expr"])) == [], rule.get("alert") or rule["record"]
 
 
-def labels_in(expression: str) -> set[str]:
-    """Of matchers, of `by`, `on` and `group_left`."""
-    found = set(re.findall(r'[{,]\s*(\w+)\s*(?:=~|!~|!=|=)\s*"', expression))
-    for listed in re.findall(r"\b(?:by|on|group_left|without|ignoring)\s*\(([^)]*)\)", expression):
-        found |= {name.strip() for name in listed.split(",") if name.strip()}
-    return found
+def test_a_wrong_metric_or_label_is_found() -> None:
+    assert mistakes_of('sum by (sourc) (rate(ctxpipe_conector_events_total{table="x"}[5m]))') == [
+        "there is no metric ctxpipe_conector_events_total",
+        "no metric there has the label sourc",
+        "no metric there has the label table",
+    ]
+    assert mistakes_of("rate(ctxpipe_lookup_seconds[5m])") == ["there is no metric ctxpipe_lookup_seconds"]
+    assert mistakes_of("rate(ctxpipe_lookup_seconds_count[5m])") == []
 
 
 def test_every_alert_says_what_it_is_and_whom_it_wakes() -> None:
@@ -115,3 +116,44 @@ def test_the_windows_of_an_objective_ask_the_same() -> None:
     objectives = {rule["labels"]["slo"] for rule in records() if rule["record"] == "ctxpipe:slo_objective:ratio"}
     assert {slo for _, slo in asked} == objectives == {"availability", "latency", "freshness", "completeness"}
     assert all(len(expressions) == 1 for expressions in asked.values()), asked
+
+
+def test_every_alert_leads_to_a_heading_of_the_runbook_and_every_heading_is_one_of_an_alert() -> None:
+    """Which says what one sees, where to look and what to do, and names the alerts that lead to it."""
+    sections = runbook_sections()
+    led_to: dict[str, set[str]] = {}
+    for name, alert in alerts().items():
+        page, _, anchor = alert["annotations"]["runbook_url"].partition("#")
+        assert page == "deploy/runbook.md", name
+        slos = ("availability", "latency", "freshness", "completeness") if "$labels.slo" in anchor else ("",)
+        for slo in slos:
+            led_to.setdefault(re.sub(r"\{\{.*?\}\}", slo, anchor), set()).add(name)
+    assert set(led_to) - set(sections) == set(), "no such heading"
+    with_parts = {anchor for anchor, text in sections.items() if "**Symptom.**" in text}
+    assert with_parts == set(led_to)
+    for anchor, names in led_to.items():
+        text = sections[anchor]
+        assert all(f"**{part}.**" in text for part in ("Symptom", "Check", "Action")), anchor
+        told = set(re.findall(r"\bCtxpipe\w+", text))
+        assert told == names or anchor.startswith("budget-of-"), anchor
+
+
+def test_links_within_the_runbook_lead_somewhere() -> None:
+    text = RUNBOOK.read_text()
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= set(runbook_sections())
+    unknown = set(re.findall(r"\bCtxpipe\w+", text)) - set(alerts())
+    assert not unknown, f"there is no alert {sorted(unknown)}"
+
+
+def test_the_objectives_in_the_runbook_are_those_of_the_rules() -> None:
+    text = runbook_sections()["objectives"]
+    for rule in records():
+        if rule["record"] == "ctxpipe:slo_objective:ratio":
+            share = float(re.fullmatch(r"vector\((.+)\)", rule["expr"])[1])  # type: ignore[index]
+            assert re.search(rf"\| {rule['labels']['slo']} \|.*\| {share * 100:g}% \|", text), rule
+
+
+def test_the_list_of_metrics_is_up_to_date() -> None:
+    """`python -m deploy.pages` writes it."""
+    assert with_metrics(RUNBOOK.read_text(), metrics.DEFINITIONS) == RUNBOOK.read_text()
+    assert OTHERS not in by_role(metrics.DEFINITIONS), "deploy.pages.metric_list does not know whose metric this is"
