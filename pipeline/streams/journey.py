@@ -170,7 +170,7 @@ class SpaceJourneys:
     def embedding(self, records: Mapping[str, Record]) -> Iterator[Embedding]:
         """Around what makes vectors of the texts in these records and brings them to Kafka."""
         marks = self._begin(records) if self._traces is not None else {}
-        embedding = Embedding(records, marks)
+        embedding = Embedding(records, marks, self._clock)
         with log_fields(**(next(iter(marks.values())).fields if marks else {})):
             try:
                 yield embedding
@@ -179,9 +179,9 @@ class SpaceJourneys:
                     mark.end(problem=type(error).__name__)
                 raise
         for mark in marks.values():
-            mark.end()
-        if self._freshness is not None and self.live:
-            self._freshness.note("embedded", embedding.times_us, self._clock.now_us())
+            mark.end(embedding.sent_us)
+        if self._freshness is not None and self.live and embedding.sent_us is not None:
+            self._freshness.note("embedded", embedding.times_us, embedding.sent_us)
 
     def _begin(self, records: Mapping[str, Record]) -> dict[str, Mark]:
         assert self._traces is not None
@@ -201,9 +201,10 @@ class SpaceJourneys:
 class Embedding:
     """Texts on their way to vectors; see SpaceJourneys.embedding."""
 
-    def __init__(self, records: Mapping[str, Record], marks: Mapping[str, Mark]) -> None:
-        self._records, self._marks = records, marks
+    def __init__(self, records: Mapping[str, Record], marks: Mapping[str, Mark], clock: Clock) -> None:
+        self._records, self._marks, self._clock = records, marks, clock
         self.times_us: list[int] = []
+        self.sent_us: int | None = None
 
     def headers(self) -> dict[str, Headers]:
         """Of the records that the vectors travel in, by key."""
@@ -218,6 +219,7 @@ class Embedding:
     def sent(self, keys: Iterable[str]) -> None:
         """The vectors of these are in Kafka."""
         self.times_us += times_of_chunks(self._records[key] for key in keys)
+        self.sent_us = self._clock.now_us()
 
 
 class IndexJourneys:
