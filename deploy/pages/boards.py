@@ -15,9 +15,19 @@ SHARE_OF_TEN: tuple[tuple[float | None, Colour], ...] = ((None, "green"), (0.1, 
 
 def overview() -> Dashboard:
     ask = Asking()
+    rows = [
+        Row("What callers get", _callers(ask)),
+        Row("Seen from outside", _outside(ask)),
+        Row("The way there", _way(ask)),
+    ]
+    told = "Is context late, and where? What callers get, what the canary sees, and the way from the source."
+    return Dashboard("ctxpipe-overview", "ctxpipe overview", told, rows)
+
+
+def _callers(ask: Asking) -> list[Panel]:
     burn = "{} / on (slo) group_left () (1 - ctxpipe:slo_objective:ratio)"
     lookups = "ctxpipe_lookup_requests_total"
-    callers = [
+    return [
         Panel(
             "Budgets burn", "none",
             [
@@ -44,7 +54,10 @@ def overview() -> Dashboard:
             "In the service, by operation.", heading="budget-of-latency", width=6,
         ),
     ]  # fmt: skip
-    outside = [
+
+
+def _outside(ask: Asking) -> list[Panel]:
+    return [
         Panel(
             "Canary", "none", [Query(ask.smallest("ctxpipe_canary_up", "source"), legend("source"))],
             "Whether a row written to the source comes out of lookups in time.", "state-timeline",
@@ -62,7 +75,10 @@ def overview() -> Dashboard:
             "What a caller would have seen of a change.", logarithmic=True,
         ),
     ]  # fmt: skip
-    way = [
+
+
+def _way(ask: Asking) -> list[Panel]:
+    return [
         Panel(
             "Watermark", "s", [Query(ask.greatest("ctxpipe_watermark_age_seconds", "context, source"),
                                      legend("context", "source"))],
@@ -95,9 +111,6 @@ def overview() -> Dashboard:
             "Those that fire. Empty is good.", "table", heading="runbook",
         ),
     ]  # fmt: skip
-    rows = [Row("What callers get", callers), Row("Seen from outside", outside), Row("The way there", way)]
-    told = "Is context late, and where? What callers get, what the canary sees, and the way from the source."
-    return Dashboard("ctxpipe-overview", "ctxpipe overview", told, rows)
 
 
 def pipeline() -> Dashboard:
