@@ -4,9 +4,10 @@ while its source is away and it waits, what the source's server tells."""
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 
 from connectors.runtime import Runtime
-from connectors.source import Lag
+from connectors.source import Lag, Source
 from connectors.watching import Watching, look, publish
 from pipeline.core import metrics
 from pipeline.core.clock import Clock
@@ -37,7 +38,7 @@ async def report(name: str, runtime: Runtime, clock: Clock, interval_s: float = 
         if statistics.newest_commit_time_us:
             age_s = (clock.now_us() - statistics.newest_commit_time_us) / 1_000_000
             metrics.connector_commit_age_seconds.labels(name).set(age_s)
-        if reports % LAG_EVERY == LAG_EVERY - 1 and statistics.acknowledged and isinstance(runtime.source, Lag):
+        if reports % LAG_EVERY == LAG_EVERY - 1 and statistics.acknowledged:
             await _report_lag(name, runtime.source)
         reports += 1
         await clock.sleep(interval_s)
@@ -53,8 +54,11 @@ async def report_source(name: str, watch: Watching, clock: Clock, interval_s: fl
         await watch.close()
 
 
-async def _report_lag(name: str, source: Lag) -> None:
-    try:
-        metrics.connector_position_lag_bytes.labels(name).set((await source.lag()).unconfirmed_bytes)
-    except CtxpipeError:
-        metrics.connector_position_lag_bytes.remove_by_labels({"source": name})  # the runtime says why
+async def _report_lag(name: str, source: Source | None) -> None:
+    """Nothing while the source is away: the runtime says why, and the last figure is of another time."""
+    if isinstance(source, Lag):
+        with suppress(CtxpipeError):
+            found = await source.lag()
+            metrics.connector_position_lag_bytes.labels(name).set(found.unconfirmed_bytes)
+            return
+    metrics.connector_position_lag_bytes.remove_by_labels({"source": name})

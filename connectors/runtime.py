@@ -123,7 +123,7 @@ class Runtime:
         self._stopping = asyncio.Event()
         self.statistics = Statistics()
         self.source: Source | None = None
-        """The source of the present attempt, for those who ask it for its lag."""
+        """The source of the present attempt, for those who ask it for its lag; None between two."""
 
     def stop(self) -> None:
         """Asks `run` to finish: what has been read is published and acknowledged first."""
@@ -145,6 +145,7 @@ class Runtime:
                 if not self._settings.patient_start and not self.statistics.acknowledged:
                     raise EnvironmentProblem(str(error)) from error
                 self.statistics.retries += 1
+                self.statistics.bytes_in_flight, self.source = 0, None  # what was on its way is read again
                 if attempt.progressed:
                     delay_s = self._settings.retry_delay_s
                 wait_s = delay_s * (0.5 + self._random.random())

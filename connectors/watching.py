@@ -28,7 +28,8 @@ from pipeline.core.errors import CtxpipeError, Retryable
 if TYPE_CHECKING:
     from connectors.registry import Configured
 
-LOOK_TIMEOUT_S = 15.0
+LOOK_TIMEOUT_S = 12.0
+"""All of a look, a second connection included."""
 CLOSE_TIMEOUT_S = 2.0
 SEVERITIES = ("ok", "note", "warning", "unfit")
 """Of findings, the worst last."""
@@ -226,20 +227,21 @@ class _Bounded:
 
     async def look(self) -> SourceHealth:
         """Servers end connections that idle: away is only who does not answer a new one."""
+        until_s = asyncio.get_running_loop().time() + LOOK_TIMEOUT_S
         if self._connected:
             with suppress(_Broken):
-                return await self._look()
+                return await self._look(until_s)
         try:
-            return await self._look()
+            return await self._look(until_s)
         except _Broken as error:
             raise Retryable(str(error)) from error
 
-    async def _look(self) -> SourceHealth:
-        """Raises _Broken for what the source says, Retryable when it says nothing."""
+    async def _look(self, until_s: float) -> SourceHealth:
+        """Raises _Broken for what the source says, Retryable when it says nothing until then."""
         looking = asyncio.create_task(self._watch.look(), name=f"look-{self._name}")
         self._connected = False
         try:
-            done, _ = await asyncio.wait([looking], timeout=LOOK_TIMEOUT_S)
+            done, _ = await asyncio.wait([looking], timeout=max(until_s - asyncio.get_running_loop().time(), 0))
             if not done:
                 raise Retryable(f"{self._name}: the source did not answer within {LOOK_TIMEOUT_S:g} s.")
             try:

@@ -13,7 +13,9 @@ from connectors.postgres.config import PostgresConfig
 from connectors.postgres.server import Server
 from connectors.postgres.slot_watch import SeenSlot, slot_findings, slot_health
 from connectors.registry import Configured, Plugin, configure
-from connectors.source import Finding
+from connectors.reporting import LAG_EVERY, report
+from connectors.runtime import Runtime
+from connectors.source import Finding, LagReport
 from connectors.stored import ask
 from connectors.watching import NodeHealth, Pace, SourceHealth, away, open_watches, publish
 from pipeline.core import metrics
@@ -184,3 +186,65 @@ async def test_a_kafka_that_is_away_makes_no_source_away() -> None:
 
     position, why = await ask(gone, "shop")
     assert position is None and why is not None and "no Kafka for shop" in why.message
+
+
+class Lagging:
+    """A source that is 7 bytes behind, or away."""
+
+    error: Retryable | None = None
+
+    async def lag(self) -> LagReport:
+        if self.error is not None:
+            raise self.error
+        return LagReport(7, 9, "reserved")
+
+
+class Steps:
+    """A clock that stops at each pause until the test goes on."""
+
+    def __init__(self) -> None:
+        self.pauses = asyncio.Semaphore(0)
+        self.paused = asyncio.Semaphore(0)
+
+    def now_us(self) -> int:
+        return 0
+
+    def monotonic_s(self) -> float:
+        return 0.0
+
+    async def sleep(self, duration_s: float) -> None:
+        self.paused.release()
+        await self.pauses.acquire()
+
+    async def rounds(self, count: int) -> None:
+        for _ in range(count):
+            await self.paused.acquire()
+            self.pauses.release()
+        await self.paused.acquire()
+        self.paused.release()
+
+
+async def test_a_connector_whose_source_is_away_shows_no_old_lag() -> None:
+    def lag() -> float | None:
+        return metrics.REGISTRY.get_sample_value("ctxpipe_connector_position_lag_bytes", {"source": "lagging"})
+
+    runtime, source, clock = Runtime(no_attempt), Lagging(), Steps()
+    runtime.statistics.acknowledged = 1
+    reporting = asyncio.create_task(report("lagging", runtime, clock))
+    runtime.source = source  # type: ignore[assignment]
+    await clock.rounds(LAG_EVERY)
+    assert lag() == 7
+    source.error = Retryable("away")
+    await clock.rounds(LAG_EVERY)
+    assert lag() is None
+    source.error = None
+    await clock.rounds(LAG_EVERY)
+    assert lag() == 7
+    runtime.source = None
+    await clock.rounds(LAG_EVERY)
+    assert lag() is None
+    reporting.cancel()
+
+
+async def no_attempt() -> Any:
+    raise AssertionError
