@@ -15,6 +15,7 @@ from pipeline.core.clock import SystemClock
 from pipeline.core.config import load_contexts
 from pipeline.core.errors import Retryable
 from pipeline.lookup.admission import Admission
+from pipeline.lookup.caught_up import CaughtUp
 from pipeline.lookup.history import History
 from pipeline.lookup.last_known import is_kept, name_of, wipe_others
 from pipeline.lookup.open_rungs import RungSettings
@@ -32,13 +33,15 @@ _LOG = logging.getLogger("ctxpipe.lookup")
 
 @dataclass(frozen=True)
 class Services:
-    """Both answer until the block of open_services ends. `specs`: of the versions that served when it began."""
+    """Both answer until the block of open_services ends. `specs`: of the versions that served when it began;
+    `caught_up`: a check of readiness."""
 
     lookups: LookupService
     searches: SearchService
     specs: list[ContextSpec]
     history: History
     admission: Admission
+    caught_up: CaughtUp
 
 
 @asynccontextmanager
@@ -83,7 +86,8 @@ async def open_services(config: Config) -> AsyncIterator[Services]:
         async with asyncio.TaskGroup() as tasks:
             keeping = [tasks.create_task(keeper.run()), tasks.create_task(spaces.run())]
             first = [context.spec for _, context in sorted(opened.items())]
-            yield Services(lookups, searches, first, History(lookups, open_version), admission)
+            caught_up = CaughtUp(lookups, spaces, time.monotonic)
+            yield Services(lookups, searches, first, History(lookups, open_version), admission, caught_up)
             for task in keeping:
                 task.cancel()
     finally:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands.serve import listen, run_server
+from pipeline.commands.serve import listen
 
 if TYPE_CHECKING:
     import socket
@@ -38,7 +38,7 @@ def command(port: int | None, config_path: str) -> None:
         import mcp  # noqa: F401 - to tell that it is missing before anything is opened
     except ImportError as error:
         raise EnvironmentProblem("this needs one more package: pip install 'ctxpipe[mcp]'") from error
-    configure()
+    configure(config.running.level)
     if port is None:
         asyncio.run(_over_standard_input(config))
         return
@@ -65,7 +65,11 @@ async def _over_http(config: Config, listener: socket.socket) -> None:
     import uvicorn
 
     from pipeline.commands._access import open_guard, server_options
+    from pipeline.commands._draining import run_server
     from pipeline.commands._services import open_services
+    from pipeline.core.health import Health
+    from pipeline.core.reloading import Reloading, on_hangup
+    from pipeline.lookup.http_health import ProbedApplication, Probes
     from pipeline.lookup.mcp_access import GuardedTransport
     from pipeline.lookup.mcp_server import make_server
 
@@ -74,11 +78,15 @@ async def _over_http(config: Config, listener: socket.socket) -> None:
         counters = _counters(config, services.specs)
         server = make_server(services.lookups, services.searches, version("ctxpipe"), guard=guard, counters=counters)
         # Every message brings its own credential; a session would tie answers to whoever began it.
-        application = GuardedTransport(server.streamable_http_app(stateless_http=True, host=HOST), guard)
+        transport = GuardedTransport(server.streamable_http_app(stateless_http=True, host=HOST), guard)
+        health = Health("mcp")
+        health.check("indexes", services.caught_up)
+        application = ProbedApplication(transport, Probes(health, services.lookups, guard.active))
         scheme = "http" if config.serve.tls is None else "https"
         click.echo(f"{scheme}://{HOST}:{listener.getsockname()[1]}/mcp", err=True)
         settings = uvicorn.Config(application, log_level="warning", access_log=False, server_header=False, **options)
-        await run_server(uvicorn.Server(settings), listener)
+        with on_hangup(Reloading(config)):
+            await run_server(settings, listener, health, config.running)
 
 
 def _counters(config: Config, specs: Sequence[ContextSpec]) -> dict[str, Callable[[str], int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import sys
 from typing import TYPE_CHECKING
@@ -10,8 +9,6 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from uvicorn import Server
-
     from pipeline.core.config import Config
 
 BACKLOG = 2048
@@ -67,15 +64,18 @@ async def _serve(config: Config, listener: socket.socket) -> None:
     import uvicorn
 
     from pipeline.commands._access import open_guard, server_options
+    from pipeline.commands._draining import run_server
     from pipeline.commands._services import open_services
     from pipeline.core import telemetry
     from pipeline.core.collector import settle
+    from pipeline.core.health import Health
     from pipeline.core.logging import configure
+    from pipeline.core.reloading import Reloading, on_hangup
     from pipeline.lookup.host_names import OwnNamesOnly
     from pipeline.lookup.http import make_app
 
-    guard, options = open_guard(config), server_options(config)
-    configure()
+    guard, options, health = open_guard(config), server_options(config), Health("serve")
+    configure(config.running.level)
     telemetry.configure("serve", os.environ)
     async with open_services(config) as services:
         host, port = listener.getsockname()[:2]
@@ -83,7 +83,8 @@ async def _serve(config: Config, listener: socket.socket) -> None:
         names = ", ".join(f"{spec.context} (version {spec.version})" for spec in services.specs)
         place = f"{scheme}://{host}:{port}"
         click.echo(f"serving {names or 'no context'} on {place}/v1/contexts, a page for people on {place}/", err=True)
-        app = make_app(services.lookups, services.searches, guard, services.history, services.admission)
+        health.check("indexes", services.caught_up)
+        app = make_app(services.lookups, services.searches, guard, services.history, services.admission, health)
         if not guard.active and ip_address(host).is_loopback:
             app = OwnNamesOnly(app)
         settings = uvicorn.Config(
@@ -96,17 +97,6 @@ async def _serve(config: Config, listener: socket.socket) -> None:
         )
         settle(YOUNG_MAX)
         sys.setswitchinterval(SWITCH_S)
-        await run_server(uvicorn.Server(settings), listener)
+        with on_hangup(Reloading(config)):
+            await run_server(settings, listener, health, config.running)
     telemetry.flush()
-
-
-async def run_server(server: Server, listener: socket.socket) -> None:
-    """Until SIGTERM or SIGINT. uvicorn raises the signal once more when it has answered what was on its way, and its
-    default would end the process before anything of ours is closed."""
-    signal.signal(signal.SIGTERM, _swallow_one)
-    await server.serve(sockets=[listener])
-
-
-def _swallow_one(number: int, _frame: object) -> None:
-    """The next one ends a process that hangs while it closes."""
-    signal.signal(number, signal.SIG_DFL)

@@ -19,12 +19,18 @@ _SPELLINGS = {"bootstrap.servers": "bootstrap_servers", "sasl.mechanisms": "sasl
 class KafkaConfig(ConfigPart):
     """`partitions` and `replication_factor` are for topics that ctxpipe makes. Files are PEM, relative to this file;
     without `ssl.ca.location` the machine's own authorities count. `session.timeout.ms`: a worker that has not been
-    heard of for so long is taken for dead, and others take over; brokers take 6 s to 30 min, unless told otherwise."""
+    heard of for so long is taken for dead, and others take over; brokers take 6 s to 30 min, unless told otherwise.
+
+    `group.instance.id`: a name that stays the same over a restart of this worker (a pod of a StatefulSet has one). With
+    it, whoever comes back within `session.timeout.ms` gets its partitions again and nobody else stands still; without,
+    every worker that comes or goes makes its whole group share out anew. No two at once may have the same; empty: none.
+    """
 
     bootstrap_servers: str = Field(min_length=1, description="host:port, several with commas between them")
     partitions: int = Field(default=8, ge=1, le=1000)
     replication_factor: int = Field(default=1, ge=1, le=10)
     session_timeout_ms: int = Field(default=25_000, ge=1_000, le=1_800_000, alias="session.timeout.ms")
+    group_instance_id: str = Field(default="", alias="group.instance.id", max_length=200, pattern=r"^[A-Za-z0-9._-]*$")
     security_protocol: Protocol = Field(default="PLAINTEXT", alias="security.protocol")
     sasl_mechanism: Mechanism | None = Field(default=None, alias="sasl.mechanism")
     sasl_username: str | None = Field(default=None, min_length=1, alias="sasl.username")

@@ -58,6 +58,12 @@ def configure(
     for old in root.handlers[:]:
         root.removeHandler(old)
     root.addHandler(handler)
+    set_level(level)
+
+
+def set_level(level: int | str) -> None:
+    """From now on; libraries stay as quiet as they are."""
+    root = logging.getLogger()
     root.setLevel(level)
     for name in QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from typing import NoReturn
 
 from pipeline.core.errors import CtxpipeError
@@ -30,6 +31,20 @@ def end_stuck(reason: str) -> NoReturn:
     """The watchdog's way out."""
     logger.critical("this worker is stuck: %s; ending it", reason)
     _exit(EXIT_RESTART)
+
+
+def end_late(limit_s: float) -> threading.Timer:
+    """Ends the process, in any case, after the time that its orderly end may take: an orchestrator would kill it, which
+    says nothing. Cancel it only where there is something else to do."""
+
+    def end() -> None:
+        logger.error("not everything stopped within %.0f s; ending anyway, which loses nothing", limit_s)
+        _exit(0)
+
+    timer = threading.Timer(limit_s, end)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def _exit(code: int) -> NoReturn:
