@@ -14,12 +14,12 @@ from typing import Literal, TypeAlias
 import msgspec
 
 Outcome: TypeAlias = Literal["applied", "overtaken", "asked", "failed", "discarded"]
-"""`overtaken`: the row was newer already. `asked`: a text is looked at again. `failed`: once more; the letter waits
-on, like one that nobody looked at."""
+"""`overtaken`: the row was newer already. `asked`: a text is looked at again, and nobody knows yet what became of it.
+`failed`: once more. After both the letter waits on, like one that nobody looked at."""
 State: TypeAlias = Literal["waiting", "failed", "applied", "overtaken", "asked", "discarded", "repeated"]
 """`repeated`: a newer letter of the same record stands for it."""
 
-OPEN: frozenset[str] = frozenset({"waiting", "failed"})
+OPEN: frozenset[str] = frozenset({"waiting", "failed", "asked"})
 """States in which somebody has to do something."""
 RANGES_MAX = 500
 """In one record."""
@@ -68,9 +68,19 @@ class Verdicts:
         for first, last, decision in zip(self._starts, self._ends, self._decisions, strict=True):
             if first >= number:
                 break
-            if decision.outcome != "failed":
+            if decision.outcome not in OPEN:
                 count += min(last, number - 1) - first + 1
         return count
+
+    def first_open(self, start: int, end: int) -> int | None:
+        """The first number from `start` on that somebody still has to look at; None where there is none below `end`."""
+        place = max(0, bisect_right(self._starts, start) - 1)
+        for number in range(place, len(self._starts)):
+            if start >= end or self._starts[number] > start:
+                break
+            if self._ends[number] >= start and self._decisions[number].outcome not in OPEN:
+                start = self._ends[number] + 1
+        return start if start < end else None
 
     def _put(self, first: int, last: int, decision: Decision) -> None:
         low = bisect_right(self._starts, first) - 1

@@ -80,6 +80,7 @@ class DeadLetterBox:
         self._letters = TopicPartition(dead_letter_topic(name), 0)
         self._decisions = TopicPartition(decision_topic(name), 0)
         self._reader: AIOKafkaConsumer | None = None
+        self._writer: AIOKafkaProducer | None = None
 
     async def __aenter__(self) -> DeadLetterBox:
         return self
@@ -91,9 +92,11 @@ class DeadLetterBox:
 
     async def close(self) -> None:
         """Closes the connections; the box may be used again."""
-        reader, self._reader = self._reader, None
+        reader, self._reader, writer, self._writer = self._reader, None, self._writer, None
         if reader is not None:
             await reader.stop()
+        if writer is not None:
+            await writer.stop()
         await self._topics.stop()
 
     async def extent(self) -> Extent | None:
@@ -139,6 +142,17 @@ class DeadLetterBox:
             yield found[::-1]
             end, window = begin, min(WINDOW_MAX, window * 4)
 
+    async def whole(self, numbers: Sequence[int]) -> AsyncIterator[tuple[int, bytes]]:
+        """The bytes of these letters, by ascending number; those that are gone are left out."""
+        extent = await self.extent()
+        wanted = sorted(number for number in set(numbers) if extent and extent.first <= number < extent.end)
+        for part in _near(wanted):
+            kept = set(part)
+            async for records in self._records(self._letters, part[0], part[-1] + 1):
+                for record in records:
+                    if record.offset in kept:
+                        yield record.offset, record.value or b""
+
     async def raw(self, number: int) -> bytes | None:
         """A letter's bytes; None where it is not there."""
         extent = await self.extent()
@@ -162,15 +176,18 @@ class DeadLetterBox:
         records = [pair for decision in decisions for pair in encode_decision(decision)]
         if not records:
             return
-        await self._topics.create(self._decisions.topic, 1, replication_factor, DECISIONS_CONFIG)
-        producer = AIOKafkaProducer(acks="all", enable_idempotence=True, linger_ms=5, **self._settings)
-        try:
-            await self._mapped(producer.start())
-            topic = self._decisions.topic
-            sent = [await producer.send(topic, value, key=key, partition=0) for key, value in records]
-            await self._mapped(asyncio.gather(*sent))
-        finally:
-            await producer.stop()
+        topic, writer = self._decisions.topic, self._writer
+        if writer is None:
+            await self._topics.create(topic, 1, replication_factor, DECISIONS_CONFIG)
+            writer = AIOKafkaProducer(acks="all", enable_idempotence=True, linger_ms=5, **self._settings)
+            try:
+                await self._mapped(writer.start())
+            except (Retryable, EnvironmentProblem):
+                await writer.stop()
+                raise
+            self._writer = writer
+        sent = [await self._mapped(writer.send(topic, value, key=key, partition=0)) for key, value in records]
+        await self._mapped(asyncio.gather(*sent))
 
     async def retention(self) -> Retention:
         """As the topic is configured now; unknown where we may not ask."""
@@ -251,6 +268,17 @@ class DeadLetterBox:
             ) from error
         except (KafkaError, TimeoutError, OSError) as error:
             raise Retryable(f"Kafka at {self._address} does not answer ({error!r})") from error
+
+
+def _near(numbers: Sequence[int]) -> list[list[int]]:
+    """Ascending numbers in groups that are worth reading in one go, with what lies between."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number - parts[-1][-1] <= POLL_RECORDS_MAX:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return parts
 
 
 def _found(records: Sequence[ConsumerRecord]) -> list[Found]:

@@ -16,7 +16,7 @@ import msgspec
 
 from pipeline.core import metrics
 from pipeline.core.clock import Clock, SystemClock
-from pipeline.streams.decisions import Verdicts
+from pipeline.streams.decisions import OPEN, Verdicts
 from pipeline.streams.letter_box import DeadLetterBox, Extent, Found, Retention
 
 RETENTION_LOOK_S = 300.0
@@ -168,8 +168,8 @@ class _Watched:
         decision = self.verdicts.of(number, one.written_ms)
         if decision is None:
             return
-        if decision.outcome == "failed":
-            self.letters[number] = msgspec.structs.replace(one, failed=True)
+        if decision.outcome in OPEN:
+            self.letters[number] = msgspec.structs.replace(one, failed=decision.outcome == "failed")
         else:
             del self.letters[number]
             self.newest.pop(one.identity, None)

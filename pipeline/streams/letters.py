@@ -83,6 +83,16 @@ class Heading(msgspec.Struct, frozen=True, kw_only=True):
             return f"{self.topic} {self.key or ''}".strip()
         return f"{self.topic}/{self.partition}@{self.offset}"
 
+    @property
+    def refusal(self) -> str:
+        """Why a connector's letter can't be redriven, and what to do instead."""
+        source, _, table = self.topic.partition(".")
+        return (
+            "the connector set this row aside, so Kafka does not have it and nothing can be applied. Mend what the "
+            f"reason says, then change the row or let `ctxpipe connect {source} --snapshot {self.table or table}` read "
+            "it again, and discard this letter"
+        )
+
 
 _ENCODER = msgspec.json.Encoder()
 _HEADINGS = msgspec.json.Decoder(Heading)

@@ -1,152 +1,252 @@
-"""Dead letters after the fact: read them, and apply their records, or look at their bundles' texts, after all."""
+"""Dead letters after the fact: their records are applied after all, or their bundles' texts looked at again.
+
+Nothing is written to a source's topic: there the record would become the newest of its key, and compaction would drop
+the one that really is. Versions of rows decide between a record and newer ones that are applied meanwhile, by whomever.
+What became of each letter is noted beside the letters when its group is done, so that an end in between repeats a group
+and loses nothing, and nothing that fails again is set aside once more.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
-from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import KafkaError
-from aiokafka.structs import TopicPartition
-
-from pipeline.core.errors import EnvironmentProblem, Retryable
+from pipeline.core.clock import Clock, SystemClock
+from pipeline.core.errors import Retryable
+from pipeline.report import BatchReport, DeadLetter
+from pipeline.stores.store import ShardChanged
+from pipeline.streams.backoff import Backoff
+from pipeline.streams.decisions import Decision, Outcome, ranges_of
 from pipeline.streams.handler import Stages
-from pipeline.streams.letters import Letter, decode_letter, original_record
-from pipeline.streams.publisher import LOOK_AGAIN, REQUEST, Lanes, Publisher, key_text
-from pipeline.streams.topics import Topics
+from pipeline.streams.letter_choice import Choice
+from pipeline.streams.letters import Letter, decode_heading, decode_letter, original_record
+from pipeline.streams.publisher import key_text
+from pipeline.streams.redrive_texts import TextRequests
 from schemas.record import Record
-from schemas.topics import dead_letter_topic, request_topic, text_topic
 
-READ_TIMEOUT_S = 15.0
+GROUP_RECORDS_MAX = 200
+GROUP_BYTES_MAX = 16 << 20
+PATIENCE_S = 30.0
+INCOMPLETE = "incomplete-row"
+"""The digest of a record that needs the row before it, which may be another letter."""
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A dead letter and its number, by which a person names it: its offset in the dead-letter topic."""
-
-    number: int
-    letter: Letter
+Result = TypeVar("Result")
+Numbered = tuple[int, Record]
+Show = Callable[[int], None]
 
 
-class TextRequests:
-    """Asks the embedding spaces of a context version to look at bundles. `embeds`: whether its spec embeds anything.
+class Box(Protocol):
+    """What is needed of DeadLetterBox."""
 
-    `ask` raises EnvironmentProblem when Kafka does not answer.
-    """
+    def whole(self, numbers: Sequence[int]) -> AsyncIterator[tuple[int, bytes]]: ...
 
-    def __init__(self, bootstrap_servers: str, context: str, version: int, embeds: bool, **security: Any) -> None:
-        self._address, self.embeds, self._security = bootstrap_servers, embeds, security
-        self._topic, self._texts = request_topic(context, version), text_topic(context, version, "")
-        self._lanes = Lanes(dead_letter_topic(context), "", 0, self._topic)
+    async def record(self, topic: str, partition: int, offset: int) -> Any | None: ...
 
-    def concern(self, letter: Letter) -> bool:
-        """Whether a worker of an embedding space wrote the letter."""
-        return letter.topic == self._topic or letter.topic.startswith(self._texts)
-
-    async def ask(self, keys: Iterable[str], request: bytes) -> None:
-        """Where no worker has made the topic yet, the first one asks for every bundle."""
-        topics = Topics(self._address, "", **self._security)
-        publisher = Publisher(self._address, self._lanes, **self._security)
-        try:
-            if self._topic in await topics.existing():
-                await publisher.start()
-                await publisher.request_texts(keys, request)
-        except Retryable as error:
-            raise EnvironmentProblem(str(error)) from error
-        finally:
-            await publisher.stop()
-            await topics.stop()
+    async def decide(self, decisions: Sequence[Decision], replication_factor: int) -> None: ...
 
 
-class DeadLetterBox:
-    """The dead letters of one context. Every method raises EnvironmentProblem when Kafka does not answer."""
+@dataclass(slots=True)
+class Redriven:
+    """What became of letters, by number. `applied`: the row is as the record says. `overtaken`: it was newer already.
+    `asked`: texts of which nobody knows yet. `failed`: number → why, the letter waits on. `refused`: number → why
+    nothing was tried."""
 
-    def __init__(self, bootstrap_servers: str, topic: str, **security: Any) -> None:
-        self._address, self._topic, self._security = bootstrap_servers, topic, security
+    applied: list[int] = field(default_factory=list)
+    overtaken: list[int] = field(default_factory=list)
+    asked: list[int] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)
 
-    async def read(self) -> list[Found]:
-        """All letters, oldest first; none when no worker has made the topic yet. What is no letter is left out."""
-        topics = Topics(self._address, "", **self._security)
-        try:
-            partitions = (
-                await topics.partitions([self._topic]) if self._topic in await topics.existing() else frozenset()
-            )
-            ends = await topics.end_offsets(partitions) if partitions else {}
-        finally:
-            await topics.stop()
-        found: list[Found] = []
-        for (_, partition), end in sorted(ends.items()):
-            records = await self._records(self._topic, partition, 0, end)
-            for record in records:
-                try:
-                    found.append(Found(record.offset, decode_letter(record.value or b"")))
-                except ValueError:
-                    logger.warning("%s@%d is no dead letter of ctxpipe", self._topic, record.offset)
-        return found
+    @property
+    def done(self) -> int:
+        return len(self.applied) + len(self.overtaken)
 
-    async def redrive(self, chosen: Sequence[Found], flow: Stages, texts: TextRequests | None = None) -> list[str]:
-        """Applies each record again, in the order of its letters; for those of embedding workers, has the text of the
-        bundle looked at again. Returns what could not be, a sentence each.
+    def add(self, other: Redriven) -> None:
+        self.applied += other.applied
+        self.overtaken += other.overtaken
+        self.asked += other.asked
+        self.failed |= other.failed
+        self.refused |= other.refused
 
-        Nothing is written to the source's topic: there the record would become the newest of its key, and compaction
-        would drop the one that really is. Versions make a repetition harmless.
-        """
-        refused: list[str] = []
-        wanted: dict[str, None] = {}
-        again: dict[str, None] = {}
-        for found in chosen:
-            if texts is not None and texts.concern(found.letter):
-                if texts.embeds:
-                    again.update(dict.fromkeys(_bundle_keys(found.letter)))
-                else:
-                    refused.append(f"{found.number}: the context embeds nothing any more; nobody waits for this text")
+
+class Redrive:
+    """Applies the letters of one context again. `by` is noted as who did it. `texts` None: a context without."""
+
+    def __init__(
+        self,
+        box: Box,
+        flow: Stages,
+        texts: TextRequests | None = None,
+        *,
+        by: str = "",
+        replication_factor: int = 1,
+        clock: Clock | None = None,
+    ) -> None:
+        self._box, self._flow, self._texts = box, flow, texts
+        self._by, self._replicas, self._clock = by, replication_factor, clock or SystemClock()
+
+    async def run(self, choice: Choice, show: Show = lambda done: None) -> Redriven:
+        """In the order of the letters, some at a time; those that lacked their row are tried a second time when all
+        others are done. `show` is told how many are. Raises Retryable when a store or Kafka stays away: what was done
+        until then is noted, and running it again goes on."""
+        result, incomplete = Redriven(), []
+        async for group in self._groups(choice.numbers):
+            found, later = await self._group(group, again=False)
+            incomplete += later
+            await self._note(choice, found)
+            result.add(found)
+            show(result.done + len(result.failed) + len(result.refused) + len(result.asked))
+        async for group in self._groups(incomplete):
+            found, _ = await self._group(group, again=True)
+            await self._note(choice, found)
+            result.add(found)
+            show(result.done + len(result.failed) + len(result.refused) + len(result.asked))
+        return result
+
+    async def _groups(self, numbers: Sequence[int]) -> AsyncIterator[list[tuple[int, bytes]]]:
+        """Whole letters, no more in memory than a group. Read in turn with what is done to them: the box has one place
+        of reading, and truncated records are read through it as well."""
+        for start in range(0, len(numbers), GROUP_RECORDS_MAX):
+            group: list[tuple[int, bytes]] = []
+            size = 0
+            wanted = list(numbers[start : start + GROUP_RECORDS_MAX])
+            while wanted:
+                async for number, value in self._box.whole(wanted):
+                    group.append((number, value))
+                    size += len(value)
+                    if size > GROUP_BYTES_MAX:
+                        break
+                if not group:
+                    break
+                wanted = [number for number in wanted if number > group[-1][0]] if size > GROUP_BYTES_MAX else []
+                yield group
+                group, size = [], 0
+
+    async def _group(self, group: Sequence[tuple[int, bytes]], again: bool) -> tuple[Redriven, list[int]]:
+        """And the numbers of those to be tried when the others are done."""
+        result = Redriven()
+        records: list[Numbered] = []
+        texts: dict[int, Letter] = {}
+        for number, value in group:
+            heading = decode_heading(value)
+            if heading.by_connector:
+                result.refused[number] = heading.refusal
                 continue
-            record = await self._original(found.letter)
-            if record is None:
-                refused.append(f"{found.number}: too big to be kept, and {_place(found.letter)} is gone from Kafka")
-                continue
-            report = await flow.process([record])
-            wanted |= report.texts_wanted
+            letter = decode_letter(value)
+            if self._texts is not None and self._texts.concern(letter):
+                texts[number] = letter
+            elif (record := await self._persistently(lambda one=letter: self._original(one))) is not None:  # type: ignore[misc]
+                records.append((number, record))
+            else:
+                result.failed[number] = f"too big to be kept, and {heading.place} is gone from Kafka"
+        records.sort(key=lambda one: (one[1].topic, one[1].partition, one[1].offset))
+        later = [] if not records else await self._apply(records, result, again)
+        await self._look_again(texts, result)
+        return result, later
+
+    async def _apply(self, records: Sequence[Numbered], result: Redriven, again: bool) -> list[int]:
+        report, reasons = await self._process(records)
+        good: list[Numbered] = []
+        later: list[int] = []
+        for number, record in records:
+            letter = reasons.get((record.topic, record.partition, record.offset))
+            if letter is None:
+                good.append((number, record))
+            elif letter.digest == INCOMPLETE and not again:
+                later.append(number)
+            else:
+                result.failed[number] = letter.reason
+        await self._tell_apart(good, report, result)
+        return later
+
+    async def _tell_apart(self, good: Sequence[Numbered], report: BatchReport, result: Redriven) -> None:
+        """Which of the records changed their row, where the report only says how many did not: a part at a time comes
+        once more, which changes nothing."""
+        numbers = [number for number, _ in good]
+        if not report.stale and report.events >= len(good):
+            result.applied += numbers
+        elif report.stale >= report.events:
+            result.overtaken += numbers
+        elif len(good) == 1:
+            result.applied += numbers
+        else:
+            middle = len(good) // 2
+            for part in (good[:middle], good[middle:]):
+                if part:
+                    repeated, _ = await self._process(part)
+                    await self._tell_apart(part, repeated, result)
+
+    async def _process(self, records: Sequence[Numbered]) -> tuple[BatchReport, dict[tuple[str, int, int], DeadLetter]]:
+        async def work() -> BatchReport:
+            report = await self._flow.process([record for _, record in records])
             for chunk in report.fan_out:
-                wanted |= (await flow.rebuild(chunk)).texts_wanted
-            refused += [f"{found.number}: {letter.reason}" for letter in report.dead_letters]
-        if texts is not None and texts.embeds:
-            for keys, request in ((wanted, REQUEST), (again, LOOK_AGAIN)):
-                if keys:
-                    await texts.ask(keys, request)
-        return refused
+                report.texts_wanted |= (await self._flow.rebuild(chunk)).texts_wanted
+            return report
+
+        report = await self._persistently(work)
+        if report.texts_wanted and self._texts is not None and self._texts.embeds:
+            await self._texts.want(report.texts_wanted)
+        failed = {(one.record.topic, one.record.partition, one.record.offset): one for one in report.dead_letters}
+        return report, failed
+
+    async def _look_again(self, letters: dict[int, Letter], result: Redriven) -> None:
+        if not letters or self._texts is None:
+            return
+        if not self._texts.embeds:
+            result.refused |= dict.fromkeys(letters, "the context embeds nothing any more; nobody waits for this text")
+            return
+        keys = {number: _bundle_keys(letter) for number, letter in letters.items()}
+        spaces = {key: self._texts.space_of(letters[number]) for number, found in keys.items() for key in found}
+        answers = await self._texts.again(spaces)
+        for number, found in keys.items():
+            told = [answers[key] for key in found]
+            if None in told:
+                result.asked.append(number)
+            elif any(told):
+                result.failed[number] = "; ".join(answer for answer in told if answer)
+            else:
+                result.applied.append(number)
+
+    async def _note(self, choice: Choice, found: Redriven) -> None:
+        # Not before the letters: a decision counts for those that were written before it.
+        at_ms = max(self._clock.now_us() // 1000, choice.newest_ms)
+
+        def decision(outcome: Outcome, numbers: Sequence[int], why: str = "", attempts: int = 0) -> Decision:
+            ranges = ranges_of(choice.with_repeats(numbers))
+            return Decision(
+                outcome=outcome, numbers=ranges, at_ms=at_ms, by=self._by, why=why, attempts=attempts
+            )  # fmt: skip
+
+        decisions = [decision("applied", found.applied)] if found.applied else []
+        decisions += [decision("overtaken", found.overtaken)] if found.overtaken else []
+        decisions += [decision("asked", found.asked)] if found.asked else []
+        for number, why in found.failed.items():
+            decisions.append(decision("failed", [number], why, choice.attempts.get(number, 0) + 1))
+        await self._persistently(lambda: self._box.decide(decisions, self._replicas))
 
     async def _original(self, letter: Letter) -> Record | None:
         """The record as it was; a truncated one from its own topic, as long as that still has it."""
         if not letter.truncated:
             return original_record(letter)
-        records = await self._records(letter.topic, letter.partition, letter.offset, letter.offset + 1)
-        if not records or records[0].offset != letter.offset:
+        found = await self._box.record(letter.topic, letter.partition, letter.offset)
+        if found is None:
             return None
-        found = records[0]
-        headers = tuple(found.headers)
-        return Record(letter.topic, letter.partition, letter.offset, found.key, found.value, 0, headers)
+        return Record(letter.topic, letter.partition, letter.offset, found.key, found.value, 0, tuple(found.headers))
 
-    async def _records(self, topic: str, partition: int, start: int, end: int) -> list[Any]:
-        tp, found = TopicPartition(topic, partition), []
-        try:
-            async with AIOKafkaConsumer(bootstrap_servers=self._address, group_id=None, **self._security) as consumer:
-                consumer.assign([tp])
-                first = (await consumer.beginning_offsets([tp]))[tp]
-                consumer.seek(tp, max(start, first))
-                async with asyncio.timeout(READ_TIMEOUT_S):
-                    while await consumer.position(tp) < end:
-                        for records in (await consumer.getmany(timeout_ms=200)).values():
-                            found += [record for record in records if record.offset < end]
-        except (KafkaError, TimeoutError) as error:
-            raise EnvironmentProblem(f"Kafka at {self._address} does not answer: {error!r}") from error
-        return found
+    async def _persistently(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Waits for what is away, PATIENCE_S at most."""
+        pauses, ends_s = Backoff(0.1, 2.0), self._clock.monotonic_s() + PATIENCE_S
+        while True:
+            try:
+                return await work()
+            except ShardChanged:
+                raise
+            except Retryable:
+                if self._clock.monotonic_s() >= ends_s:
+                    raise
+                await self._clock.sleep(pauses.next_s())
 
 
 def _bundle_keys(letter: Letter) -> list[str]:
@@ -154,7 +254,3 @@ def _bundle_keys(letter: Letter) -> list[str]:
     if letter.bundle_keys or letter.key is None:
         return letter.bundle_keys
     return [key_text(base64.b64decode(letter.key))]
-
-
-def _place(letter: Letter) -> str:
-    return f"{letter.topic}/{letter.partition}@{letter.offset}"

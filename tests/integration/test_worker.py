@@ -117,9 +117,11 @@ async def test_from_a_topic_that_comes_late_to_bundles_and_a_redriven_dead_lette
     assert letter["topic"] == place.topic and "JSON" in letter["reason"] and letter["bundle_keys"] == ["7"]
     (whole,) = place.dlq("show", str(letter["number"]))
     assert whole["value"] == "bm90IGpzb24="
-    again = place.dlq("redrive", str(letter["number"]), code=1)
-    assert again == [{"redriven": 0, "looked_at_again": 0, "refused": [f"{letter['number']}: {letter['reason']}"]}]
-    assert len(place.dlq("list")) == 1, "a record that still does not work is not set aside twice"
+    (again,) = place.dlq("redrive", str(letter["number"]), code=1)
+    (failed,) = again["failed"]
+    assert again["redriven"] == 0 and (failed["reason"], failed["attempts"]) == (letter["reason"], 1)
+    (left,) = place.dlq("list")
+    assert left["state"] == "failed", "a record that still does not work is not set aside twice"
 
     killed = int(re.findall(r'"process": (\d+)', place.told())[0])
     os.kill(killed, signal.SIGKILL)

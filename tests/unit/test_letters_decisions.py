@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.streams.decisions import Decision, Verdicts, decode_decision, encode_decision, ranges_of, total
+from pipeline.streams.decisions import OPEN, Decision, Verdicts, decode_decision, encode_decision, ranges_of, total
 
 RANGES = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 12)), min_size=1, max_size=4)
-OUTCOMES = st.sampled_from(["applied", "overtaken", "failed", "discarded"])
+OUTCOMES = st.sampled_from(["applied", "asked", "failed", "discarded"])
 
 
 @given(st.lists(st.tuples(OUTCOMES, RANGES), max_size=12))
@@ -23,8 +23,10 @@ def test_the_last_decision_on_a_letter_counts(made: list[tuple[str, list[tuple[i
         known.update(dict.fromkeys(numbers, decision))
     for number in range(50):
         assert verdicts.of(number, 0) == known.get(number)
-        closed = [one for one, decision in known.items() if one < number and decision.outcome != "failed"]
+        closed = [one for one, decision in known.items() if one < number and decision.outcome not in OPEN]
         assert verdicts.closed_below(number) == len(closed)
+        waits = [n for n in range(number, 50) if n not in known or known[n].outcome in OPEN]
+        assert verdicts.first_open(number, 50) == waits[0] and verdicts.first_open(number, number) is None
 
 
 def test_what_was_decided_of_a_topic_that_is_gone_says_nothing_of_a_new_one() -> None:

@@ -23,12 +23,10 @@ from pipeline.streams.handler import BatchHandler
 from pipeline.streams.lanes import BatchState, Lane, LaneLimits, RecordBatch
 from pipeline.streams.letters import decode_chunk, decode_letter, encode_chunk, encode_letter, original_record
 from pipeline.streams.offsets import Extent, start_position
-from pipeline.streams.redrive import DeadLetterBox, Found
 from pipeline.streams.supervisor import Place, Supervisor
 from pipeline.streams.watchdog import Sample, Watchdog
 from schemas.bundle import UnitKey
 from schemas.record import Record
-from tests.unit.test_flow import World
 
 PARTITION = ("shop.public.orders", 2)
 
@@ -466,17 +464,3 @@ def test_backoff_grows_to_its_limit_with_jitter() -> None:
         assert most / 2 <= wait <= most
     backoff.reset()
     assert backoff.next_s() <= 1.0
-
-
-class TestRedrive:
-    async def test_a_mended_record_is_applied_and_a_hopeless_one_says_why(self) -> None:
-        world = World()
-        first, partial = world.order(1), world.order(1, note="__debezium_unavailable_value", total="7")
-        report = await world.flow.process([partial, Record("shop.public.orders", 0, 9, b"{}", b"not json")])
-        letters = [decode_letter(encode_letter(letter, 100_000, 1)) for letter in report.dead_letters]
-        found = [Found(number, letter) for number, letter in enumerate(letters)]
-        await world.flow.process([first])
-        refused = await DeadLetterBox("", "").redrive(found, world.flow)
-        assert b'"amount":"7"' in world.answer("1")
-        assert [sentence.split(":")[0] for sentence in refused] == ["0"]
-        assert "JSON" in refused[0]
