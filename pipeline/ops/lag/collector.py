@@ -20,6 +20,7 @@ import msgspec
 
 from pipeline.core.clock import Clock, SystemClock
 from pipeline.core.errors import CtxpipeError
+from pipeline.ops.lag.explaining import Objectives, explain
 from pipeline.ops.lag.judging import Judge
 from pipeline.ops.lag.model import CollectorState, GroupLag, PartHealth, Replica, Report, Sample, Stage
 from pipeline.ops.lag.publishing import LagMetrics
@@ -28,6 +29,7 @@ from pipeline.ops.lag.sampling import Sampler
 from schemas.topics import text_topic, vector_topic
 
 KAFKA, PAGES = "kafka", "pages"
+SOURCES, CANARIES, DEAD_LETTERS = "sources", "canaries", "dead_letters"
 
 Result = TypeVar("Result")
 logger = logging.getLogger("ctxpipe.collector")
@@ -54,6 +56,7 @@ class Settings:
     has: Callable[[str], bool] = lambda _: True
     expected_topics: tuple[str, ...] = ()
     stands_s: float = 20.0
+    objectives: Objectives = field(default_factory=Objectives)
 
 
 class Collector:
@@ -79,6 +82,8 @@ class Collector:
         self.report: Report | None = None
         self.encoded = b""
         """The report as JSON."""
+        self.finished_s: float | None = None
+        """When the last collection ended, on the clock that never goes back."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """A collection per interval, counted from its beginning; one that takes longer is followed at once."""
@@ -92,15 +97,17 @@ class Collector:
                 except TimeoutError:
                     continue
 
-    async def collect(self) -> Report:
-        """Never raises: what does not answer or refuses us stands in the report."""
+    async def collect(self, only_kafka: bool = False) -> Report:
+        """Never raises: what does not answer or refuses us stands in the report. `only_kafka`: of the other parts, what
+        is known already."""
+        given = () if only_kafka else self._parts
         at_us = self._clock.now_us()
         groups = await self._timed(KAFKA, self._groups(), self._settings.timeout_s * 6)
         pages, *told = await asyncio.gather(
             self._timed(PAGES, self._read_pages(), self._settings.timeout_s * 2) if self._settings.scrape else _none(),
-            *(self._timed(part.name, part.look(), part.timeout_s) for part in self._parts),
+            *(self._timed(part.name, part.look(), part.timeout_s) for part in given),
         )
-        for part, one in zip(self._parts, told, strict=True):
+        for part, one in zip(given, told, strict=True):
             if one is not None:
                 self._last[part.name] = one
         if groups is None:
@@ -111,12 +118,14 @@ class Collector:
         self._samples += 1
         parts = list(self._health.values())
         state = CollectorState(self._settings.interval_s, self._samples, parts, list(self._floors()))
-        found = {name: self._last.get(name, []) for name in ("sources", "canaries", "dead_letters")}
-        self.report = Report(at_us / 1e6, groups, **found, replicas=replicas, stages=stages, collector=state)
+        sources, canaries, letters = (self._last.get(name, []) for name in (SOURCES, CANARIES, DEAD_LETTERS))
+        seen = Report(at_us / 1e6, groups, sources, canaries, letters, replicas, stages, state)
+        self.report = msgspec.structs.replace(seen, findings=explain(seen, self._settings.objectives))
         self.encoded = msgspec.json.encode(self.report)
         if self._shown is not None:
             self._shown.show(groups, self._judge.take_clamped(), self._judge.take_rebalances())
             self._shown.parts(parts)
+        self.finished_s = self._clock.monotonic_s()
         return self.report
 
     async def close(self) -> None:

@@ -41,6 +41,7 @@ CONSUMERS = ("", "consumer")
 """Types of groups that commit offsets of consumers; Kafka Connect's and others have nothing of that kind."""
 IN_FLIGHT = 16
 TOPIC_RESOURCE = 2
+DESCRIBE_VERSION_MAX = 2
 
 
 class Cluster:
@@ -95,7 +96,7 @@ class Brokers:
 
     async def describe(self, groups: Mapping[int, list[str]]) -> dict[str, GroupSeen]:
         """States, members and who reads what, without commits."""
-        asked = [(node, DescribeGroupsRequest(names)) for node, names in groups.items() if names]
+        asked = [(node, _DescribeGroups(names)) for node, names in groups.items() if names]
         found: dict[str, GroupSeen] = {}
         for _, answer in await self._each(asked):
             for code, name, state, _, _, members, *_ in answer.groups:
@@ -240,6 +241,14 @@ class Brokers:
         if code:
             self.problems.append(f"{what}: {for_code(code).__name__}")
         return code == 0
+
+
+class _DescribeGroups(DescribeGroupsRequest):  # type: ignore[misc]
+    """aiokafka 0.14 reads an answer of version 3 by the schema of version 2, and loses all groups but the first."""
+
+    def prepare(self, versions: dict[int, tuple[int, int]]) -> Any:
+        lowest, highest = versions[self.API_KEY]
+        return super().prepare({**versions, self.API_KEY: (lowest, min(highest, DESCRIBE_VERSION_MAX))})
 
 
 def _group(state: str, members: Any) -> GroupSeen:

@@ -90,7 +90,7 @@ class Retention:
 # What is made of it.
 
 
-class PartitionLag(msgspec.Struct, frozen=True, omit_defaults=True):
+class PartitionLag(msgspec.Struct, frozen=True):
     """One partition for one group. `lag_s` None: unknown, and `lag_problem` says why."""
 
     partition: int
@@ -116,7 +116,7 @@ class PartitionLag(msgspec.Struct, frozen=True, omit_defaults=True):
     clock_ahead_s: float = 0.0
 
 
-class TopicLag(msgspec.Struct, frozen=True, omit_defaults=True):
+class TopicLag(msgspec.Struct, frozen=True):
     """A topic's partitions for one group, together."""
 
     topic: str
@@ -134,7 +134,7 @@ class TopicLag(msgspec.Struct, frozen=True, omit_defaults=True):
     partitions: list[PartitionLag] = []
 
 
-class GroupLag(msgspec.Struct, frozen=True, omit_defaults=True):
+class GroupLag(msgspec.Struct, frozen=True):
     """A group with its topics. `role`, `context`, `version`, `space` are those of groups of ctxpipe, else empty."""
 
     group: str
@@ -165,7 +165,7 @@ class GroupLag(msgspec.Struct, frozen=True, omit_defaults=True):
     """Lag in records of the last samples, for sparklines."""
 
 
-class PartHealth(msgspec.Struct, frozen=True, omit_defaults=True):
+class PartHealth(msgspec.Struct, frozen=True):
     """One part of a collection, R12."""
 
     part: str
@@ -176,7 +176,7 @@ class PartHealth(msgspec.Struct, frozen=True, omit_defaults=True):
     success_at: float | None = None
 
 
-class Stage(msgspec.Struct, frozen=True, omit_defaults=True):
+class Stage(msgspec.Struct, frozen=True):
     """A stage of a context's path between the last two looks at its pages; seconds since the source's commit."""
 
     context: str
@@ -188,7 +188,7 @@ class Stage(msgspec.Struct, frozen=True, omit_defaults=True):
     late: int = 0
 
 
-class Replica(msgspec.Struct, frozen=True, omit_defaults=True):
+class Replica(msgspec.Struct, frozen=True):
     """A metrics page and the process behind it. `role`: serve, worker, embedder, connector, canary, empty unknown."""
 
     url: str
@@ -201,7 +201,7 @@ class Replica(msgspec.Struct, frozen=True, omit_defaults=True):
     unmoved_s: float = 0.0
 
 
-class CollectorState(msgspec.Struct, frozen=True, omit_defaults=True):
+class CollectorState(msgspec.Struct, frozen=True):
     """Of the collector itself, and the floors that nobody need chase (R11)."""
 
     interval_s: float
@@ -210,8 +210,21 @@ class CollectorState(msgspec.Struct, frozen=True, omit_defaults=True):
     floors: list[str] = []
 
 
+class Finding(msgspec.Struct, frozen=True):
+    """Something to know, in words. `severity`: wrong (see to it), warning, note. `runbook`: the heading there."""
+
+    severity: str
+    where: str
+    what: str
+    why: str = ""
+    outlook: str = ""
+    mend: str = ""
+    runbook: str = ""
+
+
 class Report(msgspec.Struct, frozen=True):
-    """Everything at `at`, Unix time in seconds. Sources, canaries and dead letters are as their parts tell."""
+    """Everything at `at`, Unix time in seconds. Sources, canaries and dead letters are as their parts tell; `findings`
+    say it in words, the worst first."""
 
     at: float
     groups: list[GroupLag] = []
@@ -221,3 +234,4 @@ class Report(msgspec.Struct, frozen=True):
     replicas: list[Replica] = []
     stages: list[Stage] = []
     collector: CollectorState = msgspec.field(default_factory=lambda: CollectorState(0.0))
+    findings: list[Finding] = []
