@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 
 from msgspec.structs import replace
 
@@ -20,12 +21,14 @@ from schemas.headers import Headers, trace_of
 _OPERATION_AT = slice(-31, -25)
 _OPERATION = b'"op":"'
 """Where it stands in most envelopes of ours: before `","ts_ms":<13 digits>}` and the operation itself."""
+_LETTER_AT = -25
 _CHANGES = frozenset(b"cud")
 _SNAPSHOT = b'"snapshot":"'
 _FALSE = ord("f")
 _MESSAGE = b'"op":"m"'
 _COMMIT_TIME = b'"ts_us":'
 _DIGITS_MAX = 18
+_topic = attrgetter("topic")
 
 
 class Observer:
@@ -46,23 +49,24 @@ class Observer:
 
     def captured(self, batch: Batch) -> Observed:
         """A batch as it was read; publish that of the answer instead."""
-        counts: Counter[str] = Counter()
-        first = -1
-        for number, record in enumerate(batch.records):
-            if record.partition is None and record.value is not None and is_update(record.value):
-                counts[record.topic] += 1
-                if first < 0:
-                    first = number
-        if first < 0:
+        updates = [
+            record
+            for record in batch.records
+            if record.partition is None
+            and (value := record.value) is not None
+            # Here once more, because a call costs as much as looking.
+            and (value[_LETTER_AT] in _CHANGES if value[_OPERATION_AT] == _OPERATION else is_update(value))
+        ]
+        if not updates:
             return Observed(self, batch, ())
-        commit_time_us = commit_time_us_of(batch.records[first].value or b"")
-        told = self._told(counts)
+        commit_time_us = commit_time_us_of(updates[0].value or b"")
+        told = self._told(Counter(map(_topic, updates)))
         now_us = self._clock.now_us()
         for freshness, count in told if commit_time_us else ():
             freshness.note_alike("captured", commit_time_us, count, now_us)
         observed = Observed(self, batch, told if commit_time_us else (), commit_time_us)
         if self._traces is not None:
-            self._begin(self._traces, observed, first, now_us)
+            self._begin(self._traces, observed, updates[0], now_us)
         return observed
 
     def in_kafka(self, observed: Observed) -> None:
@@ -79,14 +83,13 @@ class Observer:
                 found[freshness] = found.get(freshness, 0) + count
         return list(found.items())
 
-    def _begin(self, traces: Traces, observed: Observed, first: int, now_us: int) -> None:
+    def _begin(self, traces: Traces, observed: Observed, first: SourceRecord, now_us: int) -> None:
         """The first change of the batch is followed, or the first that brings a trace along."""
-        brought = ((number, trace_of(one.headers)) for number, one in enumerate(observed.batch.records) if one.headers)
-        number, parent = next(((number, trace) for number, trace in brought if is_sampled(trace)), (first, ()))
+        brought = ((one, trace_of(one.headers)) for one in observed.batch.records if one.headers)
+        record, parent = next(((one, trace) for one, trace in brought if is_sampled(trace)), (first, ()))
         self._seen += 1
         if not parent and (self._one_in == 0 or (self._seen - 1) % self._one_in):
             return
-        record = observed.batch.records[number]
         began_us = min(observed.commit_time_us or now_us, now_us)
         about: Attributes = {"source": self._source, "topic": record.topic, "records": len(observed.batch.records)}
         capturing = traces.begin("capture", "internal", parent, about, at_us=began_us)
@@ -95,8 +98,8 @@ class Observer:
         observed.publishing = traces.begin(
             f"publish {record.topic}", "producer", capturing, {**about, **sends}, at_us=now_us
         )
-        records = [*observed.batch.records]
-        records[number] = _with_trace(record, observed.publishing.headers)
+        followed = _with_trace(record, observed.publishing.headers)
+        records = [followed if one is record else one for one in observed.batch.records]
         observed.batch = replace(observed.batch, records=records)
 
 
@@ -120,7 +123,7 @@ class Observed:
 def is_update(value: bytes) -> bool:
     """Whether an envelope of ours tells of a change, not of a row in a snapshot."""
     if value[_OPERATION_AT] == _OPERATION:
-        return value[_OPERATION_AT.stop] in _CHANGES
+        return value[_LETTER_AT] in _CHANGES
     at = value.rfind(_SNAPSHOT)
     if at < 0 or value[at + len(_SNAPSHOT)] != _FALSE:
         return False
