@@ -25,7 +25,6 @@ from schemas.record import Record
 from schemas.types import UnknownValue
 from schemas.wire import OWN_VERSION, parse, parse_key, parse_object
 
-CHILDREN_MAX = 1000
 _BROKEN = (ValueError, TypeError, KeyError, ArithmeticError, msgspec.MsgspecError, RecursionError)
 
 RowState = Literal["unknown", "missing", "older", "newer"]
@@ -44,9 +43,16 @@ class Affected(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def affected_by(
-    plan: Plan, row_store: RowStore, relation_store: RelationStore, record: Record, keys_max: int = 100
+    plan: Plan,
+    row_store: RowStore,
+    relation_store: RelationStore,
+    record: Record,
+    keys_max: int = 100,
+    children_max: int = 1000,
+    compared: bool = True,
 ) -> Affected:
-    """Raises Retryable when a store is away."""
+    """Of a parent with more than `children_max` children, none of their bundles is named. Not `compared`: nobody asks
+    what the row is by now. Raises Retryable when a store is away."""
     table = plan.topics.get(record.topic)
     if table is None:
         return Affected()
@@ -59,20 +65,19 @@ async def affected_by(
     here = links_of(table, stored.values) if stored is not None and stored.live else ()
     there = None if loose is None else _links(table, loose)
     climb.changed(table, key, here, [] if there is None else [there])
-    await _climb(climb, row_store, relation_store)
+    await _climb(climb, row_store, relation_store, children_max)
     keys = [f"{unit.unit}:{unit.key}" if unit.unit else unit.key for unit in climb.keys]
     more = len(keys) > keys_max or bool(climb.hot)
-    return Affected(
-        keys=keys[:keys_max], more=more, table=table.table, key=key, row=_row_state(plan, record, key, stored)
-    )
+    row = _row_state(plan, record, key, stored) if compared else "unknown"
+    return Affected(keys=keys[:keys_max], more=more, table=table.table, key=key, row=row)
 
 
-async def _climb(climb: Climb, row_store: RowStore, relation_store: RelationStore) -> None:
+async def _climb(climb: Climb, row_store: RowStore, relation_store: RelationStore, children_max: int) -> None:
     while True:
         members, row_keys = climb.needed()
         if not members and not row_keys:
             return
-        found = [(await relation_store.members(relation, [link], CHILDREN_MAX))[0] for relation, link in members]
+        found = [(await relation_store.members(relation, [link], children_max))[0] for relation, link in members]
         climb.supply(found, await row_store.read(row_keys) if row_keys else [])
 
 

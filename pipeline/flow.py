@@ -7,22 +7,25 @@ two steps is harmless: the batch comes again, an equal version counts as changed
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 from pipeline import rows
+from pipeline.affected import affected_by
 from pipeline.bundle import Assembly, RowKey, foresee
 from pipeline.dirty import Climb, MemberRead
 from pipeline.merging import Merging
 from pipeline.plan import Node, Plan, Values
-from pipeline.relations import Links, links_of, memberships
+from pipeline.relations import Links, memberships
 from pipeline.report import BatchReport, DeadLetter
 from pipeline.rows import Change, Truncation
 from pipeline.stores.store import BundleStore, RelationRead, RelationStore, RelationView, RowStore, StoredRow
 from schemas.bundle import TEXT_UNIT, Stored, UnitKey
 from schemas.record import Record
+
+LETTERS_AT_ONCE = 100
 
 Step = Callable[[], Awaitable[Any]]
 """Asks a store for one thing; what it asks, it asks before it first waits."""
@@ -57,17 +60,19 @@ class Flow:
         merging: Merging | None = None,
         embeds: bool = False,
         now_us: Callable[[], int] | None = None,
+        foreign: Collection[str] = (),
     ) -> None:
         """`together` runs coroutines at once and gives their results; the simulation brings its own. `in_order`: the
         stores carry out what is asked of them in the order of asking, over all stores, without waiting for answers.
         `merging` is the way of wide-column tables; without it their records are refused. `embeds`: the report names the
         bundles whose texts are to be looked at. `now_us`: the clock of the report's times; without it there are none.
+        `foreign`: topics that others fill.
         """
         self.plan, self.rows, self.relations, self.bundles = plan, row_store, relation_store, bundle_store
         self.limits = limits or FlowLimits()
         self._together, self._ordered_stores = together, in_order
         self.merging, self._embeds = merging, embeds
-        self._now_us = now_us or (lambda: 0)
+        self._now_us, self._foreign = now_us or (lambda: 0), foreign
 
     async def process(self, records: Sequence[Record]) -> BatchReport:
         """Applies records, each partition's in order. Raises Retryable when a store is away: same batch again."""
@@ -122,6 +127,8 @@ class Flow:
                 times.snapshot_rows += 1
             elif change.commit_time_us:
                 times.live_us.append(change.commit_time_us)
+                if change.table.topic in self._foreign:
+                    times.to_kafka_us.append(change.to_kafka_us)
             key = (change.table.name, change.key)
             last[key] = change
             formers.setdefault(key, []).extend(outcome.former_links)
@@ -284,22 +291,20 @@ class Flow:
         return [await step() for step in steps]
 
     async def _name_affected(self, report: BatchReport) -> None:
-        """Adds to each dead letter the root keys whose bundles now lack it, as far as its key tells."""
-        if report.dead_letters:
-            named = [await self._affected(letter) for letter in report.dead_letters]
-            report.dead_letters = named
+        """Adds to each dead letter the root keys whose bundles now lack it, as far as the record and its row tell. Some
+        at once: a batch of nothing but broken records must not hold up the others for a round trip each."""
+        named: list[DeadLetter] = []
+        for letters in _chunks(report.dead_letters, LETTERS_AT_ONCE):
+            named += await self._together(*[self._affected(letter) for letter in letters])
+        report.dead_letters = named
 
     async def _affected(self, letter: DeadLetter) -> DeadLetter:
-        table = self.plan.topics.get(letter.record.topic)
-        key = rows.key_of_record(table, letter.record) if table is not None else None
-        if table is None or key is None:
-            return letter
-        stored = (await self.rows.read([(table.name, key)]))[0]
-        climb = Climb(self.plan)
-        climb.changed(table, key, links_of(table, stored.values) if stored and stored.live else (), [])
-        await self._climb(climb, BatchReport())
-        affected = [f"{unit.unit}:{unit.key}" if unit.unit else unit.key for unit in climb.keys]
-        return DeadLetter(letter.record, letter.reason, letter.digest, affected[: self.limits.dead_letter_keys_max])
+        limits = self.limits
+        found = await affected_by(
+            self.plan, self.rows, self.relations, letter.record, limits.dead_letter_keys_max,
+            limits.parent_children_max, compared=False,
+        )  # fmt: skip
+        return DeadLetter(letter.record, letter.reason, letter.digest, found.keys) if found.keys else letter
 
 
 def _split_at_truncations(changes: Iterable[Change | Truncation]) -> list[list[Change] | Truncation]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
+import msgspec
 import pytest
 
 from pipeline.flow import Flow
@@ -134,6 +135,10 @@ async def test_the_root_keys_that_lack_the_record_are_named() -> None:
     report = await flow.process([Record("s.public.l", 0, 1, b'{"id":5,"k":2}', b"not json")])
     assert report.dead_letters[0].bundle_keys == ["9"]
     assert flow.plan.units[UnitKey("", "9").unit] is flow.plan.root
+    whole = record("l", {**ROW, "id": "6", "o": "9"}, 3)
+    strange = msgspec.structs.replace(whole, value=(whole.value or b"").replace(b'"op":"c"', b'"op":"x"'))
+    report = await flow.process([strange])
+    assert report.dead_letters[0].bundle_keys == ["9"], "of a row that is not stored, by what joins it"
 
 
 def test_records_are_as_they_should_be() -> None:
