@@ -90,9 +90,11 @@ class PostgresCanary:
 
 
 def create_statement(table: str) -> str:
+    """Two, without an end. Stored plain, a value is always in its row: changes of the others bring it along."""
+    name = quote_table(table)
     return (
-        f"CREATE TABLE {quote_table(table)} (slot int PRIMARY KEY, slots text NOT NULL, kafka_partition int, "
-        "number bigint NOT NULL, written_us bigint NOT NULL)"
+        f"CREATE TABLE {name} (slot int PRIMARY KEY, slots text NOT NULL, kafka_partition int, number bigint NOT NULL, "
+        f"written_us bigint NOT NULL); ALTER TABLE {name} ALTER slots SET STORAGE PLAIN"
     )
 
 

@@ -57,7 +57,9 @@ class SourceCanary:
         self._searches = [
             Place("searches", url, plan.every_s + plan.search_late_after_s) for url in setting.clients if plan.searches
         ]
-        self._sightings = Sightings(setting.slots, [*self._lookups, *self._searches], plan.limit_s, clock.monotonic_s())
+        self._sightings = Sightings(
+            setting.slots, [*self._lookups, *self._searches], plan.contexts_limit_s, clock.monotonic_s()
+        )
         self._number = 0
         self._written = asyncio.Condition()
 

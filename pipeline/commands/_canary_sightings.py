@@ -84,7 +84,8 @@ class Sightings:
         self._refusal = reason
 
     def unanswered(self, place: Place, reason: str) -> None:
-        self._unanswered[place] = reason
+        """The client's words begin with the address, which is said already."""
+        self._unanswered[place] = reason.removeprefix(place.url).lstrip(": ")
 
     def shown(self, place: Place, rows: Sequence[Shown], now_s: float, now_us: int) -> list[float]:
         """What was answered there. Gives, for each row that was waited for and has come through, in seconds how long

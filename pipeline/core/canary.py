@@ -22,6 +22,8 @@ since 1970 UTC by the role's clock."""
 TEMPLATE = "canary {{ slot }} number {{ number }} written {{ written_us }}"
 CONFIDENCE_WINDOW_S = 30.0
 """Of a Scylla source that does not say another: no change comes sooner."""
+HEARTBEAT_S = 1.0
+"""Between heartbeats of a source that does not say another."""
 BEATING = ("postgres", "cassandra", "scylla")
 """Connectors with heartbeats: a lookup's stated age grows only when something stands still."""
 
@@ -84,6 +86,7 @@ class CanaryPlan(NamedTuple):
     every_s: float
     late_after_s: float
     judges_contexts: bool
+    heartbeat_s: float
     searches: bool
     search_late_after_s: float
     login: Mapping[str, Any]
@@ -92,6 +95,11 @@ class CanaryPlan(NamedTuple):
     def limit_s(self) -> float:
         """A row that a lookup shows and that is older than this should have been followed by another."""
         return self.every_s + self.late_after_s
+
+    @property
+    def contexts_limit_s(self) -> float:
+        """How old lookups in other contexts may call the source: between heartbeats nothing makes it younger."""
+        return self.limit_s + self.heartbeat_s
 
 
 def context_name(source: str) -> str:
@@ -149,6 +157,7 @@ def _plan(canary: CanaryConfig, name: str, one: CanarySource, section: Mapping[s
     every_s = canary.every_s if one.every_s is None else one.every_s
     late_after_s = canary.late_after_s if one.late_after_s is None else one.late_after_s
     connector = section.get("connector")
+    heartbeat_s = section.get("heartbeat_interval_s", HEARTBEAT_S)
     beats = connector in BEATING and (connector != "cassandra" or bool(section.get("heartbeat_table")))
     return CanaryPlan(
         source=name,
@@ -157,6 +166,7 @@ def _plan(canary: CanaryConfig, name: str, one: CanarySource, section: Mapping[s
         every_s=every_s,
         late_after_s=late_after_s,
         judges_contexts=beats if one.contexts is None else one.contexts,
+        heartbeat_s=float(heartbeat_s) if isinstance(heartbeat_s, int | float) else HEARTBEAT_S,
         searches=one.embedding is not None,
         search_late_after_s=late_after_s if one.search_late_after_s is None else one.search_late_after_s,
         login=one.login,

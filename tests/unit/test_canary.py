@@ -72,8 +72,8 @@ def test_late_is_said_with_what_is_late_and_taken_back() -> None:
     late = one.verdict(116)
     assert late.up is False and late.age_s == 16 and late.late == ("partition 1",)
     assert late.reason == "lookups at http://there show rows of 16 s ago in partition 1"
-    one.unanswered(THERE, "no answer within 2000 ms")
-    assert one.verdict(121).reason.endswith("lookups at http://there: no answer within 2000 ms")
+    one.unanswered(THERE, "http://there gave no answer within 2000 ms")
+    assert one.verdict(121).reason.endswith("lookups at http://there: gave no answer within 2000 ms")
     third = wrote(one, 121)
     for place in (HERE, THERE):
         one.shown(place, [row(0, third), row(3, third)], 121.5, NOW_US)
@@ -178,6 +178,7 @@ def test_keys_are_as_our_connectors_write_them() -> None:
 
 def test_statements() -> None:
     assert create_statement("public.c").startswith('CREATE TABLE "public"."c" (slot int PRIMARY KEY, slots text')
+    assert create_statement("public.c").endswith('ALTER TABLE "public"."c" ALTER slots SET STORAGE PLAIN')
     assert write_statement("public.c").endswith(
         "ON CONFLICT (slot) DO UPDATE SET slots = excluded.slots, kafka_partition = excluded.kafka_partition, "
         "number = excluded.number, written_us = excluded.written_us"

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from deploy.local.processes import choose_port
 from pipeline.client.results import ContextInfo
 from pipeline.client.tools import tool_schemas
+from pipeline.commands._canary_looking import read_canaries
 from pipeline.core.canary import CanaryPlan, canary_plans, context_name, is_canary
 from pipeline.core.config import Config, load, load_context_files, load_contexts
 from pipeline.core.errors import ConfigError
@@ -17,7 +19,7 @@ kafka: {bootstrap_servers: "127.0.0.1:9092"}
 redis: {url: "redis://127.0.0.1:6379/0"}
 sources:
   shop: {connector: postgres, dsn: "postgresql://host/db", tables: [public.items, public.ctxpipe_canary]}
-  readings: {connector: scylla, hosts: [h], keyspace: ks, tables: [readings, ctxpipe_canary]}
+  readings: {connector: scylla, hosts: [h], keyspace: ks, tables: [readings, ctxpipe_canary], heartbeat_interval_s: 10}
   old: {connector: debezium, topic_prefix: o}
 """
 
@@ -49,6 +51,7 @@ def test_the_contexts_are_like_any_other(tmp_path: Path) -> None:
     found = plans(config)
     assert found["shop"].limit_s == 15 and found["shop"].searches and found["shop"].judges_contexts
     assert (found["readings"].table, found["readings"].limit_s) == ("ks.ctxpipe_canary", 47)
+    assert (found["shop"].contexts_limit_s, found["readings"].contexts_limit_s) == (16, 57)
     assert not found["old"].judges_contexts, "a Debezium's topics have no heartbeats of ours"
     specs = load_contexts(config)
     assert list(specs) == ["canary_old", "canary_readings", "canary_shop"]
@@ -109,3 +112,15 @@ def test_a_context_of_the_same_name_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=r"mine.yaml:1: context 'canary_shop' is the canary's of .*ctxpipe.yaml"):
         load_contexts(config)
+
+
+async def test_who_only_reads_is_told_when_nobody_answers_and_when_there_are_none(tmp_path: Path) -> None:
+    port = choose_port()
+    config = loaded(
+        tmp_path, f"  url: http://127.0.0.1:{port}\n  sources: {{shop: {{table: public.ctxpipe_canary}}}}\n"
+    )
+    (seen,) = await read_canaries(config)
+    assert not seen.up and (seen.source, seen.age_s, seen.limit_s) == ("shop", None, 15)
+    assert f"http://127.0.0.1:{port} does not answer" in seen.reason
+    without = config.model_copy(update={"canary": None})
+    assert await read_canaries(without) == []

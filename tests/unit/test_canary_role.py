@@ -104,7 +104,7 @@ def bundle(context: str, key: str, row: CanaryRow | None, age_ms: float | None =
 
 @asynccontextmanager
 async def running(world: World) -> AsyncIterator[SourceCanary]:
-    plan = CanaryPlan("shop", "canary_shop", "public.c", 0.05, 0.4, True, True, 0.4, {})
+    plan = CanaryPlan("shop", "canary_shop", "public.c", 0.05, 0.4, True, 0.1, True, 0.4, {})
     contexts = {"item": "0", "forbidden": "0"}
     clients: Any = {URL: world}
     canary = SourceCanary(Setting(plan, world, clients, SLOTS, contexts, 0.1), SystemClock())
