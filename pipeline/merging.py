@@ -7,7 +7,7 @@ that are known. What follows for a changed row (relate, dirty keys, assemble) is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
@@ -32,8 +32,8 @@ Changed = tuple[Change, list[Links]]
 
 class _Row(msgspec.Struct):
     """What one batch does to one row. `foreign` mutations come from another Kafka partition than the row's own, or
-    from the clock: what they lead to is confirmed by nothing that follows in the row's own partition. `live_us` and
-    `snapshot_rows` as in Times."""
+    from the clock: what they lead to is confirmed by nothing that follows in the row's own partition. `live_us`,
+    `to_kafka_us` and `snapshot_rows` as in Times."""
 
     table: TablePlan
     place: CellPlace
@@ -42,14 +42,17 @@ class _Row(msgspec.Struct):
     foreign: list[Mutation] = []
     commit_time_us: int = 0
     live_us: list[int] = []
+    to_kafka_us: list[int] = []
     snapshot_rows: int = 0
 
-    def note_time(self, write: Write) -> None:
+    def note_time(self, write: Write, foreign: bool) -> None:
         self.commit_time_us = max(self.commit_time_us, write.commit_time_us)
         if write.snapshot:
             self.snapshot_rows += 1
         elif write.commit_time_us > 0:
             self.live_us.append(write.commit_time_us)
+            if foreign:
+                self.to_kafka_us.append(write.to_kafka_us)
 
 
 class _Merge(msgspec.Struct):
@@ -61,10 +64,11 @@ class _Merge(msgspec.Struct):
 
 
 class Merging:
-    """Carries out the writes of a batch. `now_us` is the clock by which values outlive their time."""
+    """Carries out the writes of a batch. `now_us` is the clock by which values outlive their time. `foreign`: topics
+    that others fill."""
 
-    def __init__(self, plan: Plan, store: CellStore, now_us: Callable[[], int]) -> None:
-        self._plan, self._store, self._now_us = plan, store, now_us
+    def __init__(self, plan: Plan, store: CellStore, now_us: Callable[[], int], foreign: Collection[str] = ()) -> None:
+        self._plan, self._store, self._now_us, self._foreign = plan, store, now_us, foreign
         self._tables = {table.name: table for table in plan.tables.values()}
         self._looks: dict[tuple[str, str], Look] = {}
 
@@ -78,7 +82,7 @@ class Merging:
             row = self._row(rows, write.table, write.key, write.partition)
             row.key = tuple(write.key_row[column] for column in write.table.key_columns)
             row.own.append(write.mutation)
-            row.note_time(write)
+            row.note_time(write, write.table.topic in self._foreign)
         report.events += len(writes)
         return await self._merge(list(rows.values()), report)
 
@@ -117,7 +121,7 @@ class Merging:
         for key in await self._store.bury(table.name, write.partition, stone):
             row = self._row(rows, table, key, write.partition)
             row.foreign.append(Mutation())
-            row.note_time(write)
+            row.note_time(write, table.topic in self._foreign)
         report.round_trips += 1
 
     async def _merge(self, rows: list[_Row], report: BatchReport) -> list[Changed]:
@@ -209,6 +213,7 @@ class Merging:
         change.links = write.links
         if name not in changed:
             report.times.live_us += row.live_us
+            report.times.to_kafka_us += row.to_kafka_us
             report.times.snapshot_rows += row.snapshot_rows
         _, earlier = changed.get(name, (change, []))
         changed[name] = (change, [*earlier, *outcome.former_links])

@@ -36,10 +36,12 @@ class Times(msgspec.Struct):
     """When a batch got where, for freshness and traces: microseconds since 1970 UTC, 0 for what there was none of.
 
     `live_us`: when the changes that made a difference were committed, rows of snapshots left out, which are counted in
-    `snapshot_rows`. `stored`: the last bundle was put.
+    `snapshot_rows`. `to_kafka_us`: how long those took to Kafka whose connector is not ours. `stored`: the last bundle
+    was put.
     """
 
     live_us: list[int] = []
+    to_kafka_us: list[int] = []
     snapshot_rows: int = 0
     applied: int = 0
     assembled: int = 0

@@ -42,6 +42,11 @@ class Change(msgspec.Struct, gc=False):
     new_key: Row | None = None
     snapshot: bool = False
 
+    @property
+    def to_kafka_us(self) -> int:
+        """From the commit to the time that the record has in Kafka."""
+        return max(0, self.record.timestamp_ms * 1000 - self.commit_time_us)
+
 
 class Truncation(msgspec.Struct, gc=False):
     """All rows of the table below this version are gone."""
@@ -63,6 +68,11 @@ class Write(msgspec.Struct, gc=False):
     mutation: Mutation
     commit_time_us: int
     snapshot: bool = False
+
+    @property
+    def to_kafka_us(self) -> int:
+        """As of a Change."""
+        return max(0, self.record.timestamp_ms * 1000 - self.commit_time_us)
 
 
 class Decoded(msgspec.Struct):

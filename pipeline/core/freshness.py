@@ -53,6 +53,11 @@ class Freshness:
         if commit_times_us:
             self._stages[stage].note(commit_times_us, at_us)
 
+    def note_ages(self, stage: Stage, ages_us: Sequence[int]) -> None:
+        """As `note`, of changes of which each got through at a time of its own."""
+        if ages_us:
+            self._stages[stage].note([-age_us for age_us in ages_us], 0)
+
     def note_alike(self, stage: Stage, commit_time_us: int, count: int, at_us: int) -> None:
         """So many changes, the oldest of which was committed then, and the others not much later."""
         if count:

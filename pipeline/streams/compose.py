@@ -24,7 +24,7 @@ from pipeline.streams.registry import Registered, Registries
 from pipeline.streams.token_counting import token_counting
 from pipeline.streams.worker_app import StreamSettings
 from schemas.bundle import ROOT_UNIT
-from schemas.context import ContextSpec
+from schemas.context import ContextSpec, Stage
 from schemas.record import Record
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 NOTHING_PROPOSED: Mapping[str, str] = {}
 KEYS_AT_ONCE = 1000
+FILLED_BY_OTHERS = ("debezium", "cassandra")
+"""Connectors whose changes reach Kafka from a process of somebody else's; of Cassandra, only snapshots come from us."""
 
 
 def app_for(config: Config, spec: ContextSpec, proposal: Mapping[str, str] = NOTHING_PROPOSED) -> ContextApp:
@@ -76,7 +78,8 @@ def context_stream(
             await stores.close()
             raise
         plan = compile_plan(spec, composition, config.mask_key, registries.formats, traced, counting.count)
-        merging = Merging(plan, stores.cells, SystemClock().now_us)
+        foreign = foreign_topics(config, spec)
+        merging = Merging(plan, stores.cells, SystemClock().now_us, foreign)
         embeds = spec.embedding is not None
         flow = Flow(
             plan,
@@ -87,6 +90,7 @@ def context_stream(
             merging=merging,
             embeds=embeds,
             now_us=SystemClock().now_us,
+            foreign=foreign,
         )
         texts = BundlesBefore(stores, spec.version) if embeds else None
 
@@ -101,18 +105,29 @@ def context_stream(
         async def serves() -> bool:
             return await stores.serving.current() == spec.version
 
-        journeys = _journeys(spec, plan)
+        journeys = _journeys(spec, plan, bool(foreign))
         return OpenContext(stages, stores.marks, promote, stores.close, flow.expire, texts, serves, journeys)
 
     return ContextStream(spec.context, spec.version, topics, open_context, on_report)
 
 
-def _journeys(spec: ContextSpec, plan: Plan) -> Journeys:
+def foreign_topics(config: Config, spec: ContextSpec) -> frozenset[str]:
+    """Whose changes do not come through our connectors: when they are in Kafka, only the records themselves say."""
+    entities = [
+        entity
+        for entity in spec.entities.values()
+        if config.sources.get(entity.source, {}).get("connector") in FILLED_BY_OTHERS
+    ]
+    return frozenset(config.topic(entity.source, entity.table) for entity in entities)
+
+
+def _journeys(spec: ContextSpec, plan: Plan, foreign: bool) -> Journeys:
     def root_key(record: Record) -> str | None:
         table = plan.topics.get(record.topic)
         return key_of_record(table, record) if table is not None and table is plan.root.table else None
 
-    freshness = Freshness(spec.context, spec.serving, ("applied", "assembled", "in_redis"))
+    stages: tuple[Stage, ...] = ("applied", "assembled", "in_redis")
+    freshness = Freshness(spec.context, spec.serving, ("in_kafka", *stages) if foreign else stages)
     return Journeys(spec.context, SystemClock(), freshness, telemetry.traces(), root_key)
 
 

@@ -104,6 +104,7 @@ class Journey:
         if self._freshness is not None and times.live_us:
             if times.applied:
                 self._freshness.note("applied", times.live_us, times.applied)
+            self._freshness.note_ages("in_kafka", times.to_kafka_us)
             self._freshness.note("assembled", times.live_us, assembled_us)
             self._freshness.note("in_redis", times.live_us, stored_us)
             if not times.snapshot_rows:

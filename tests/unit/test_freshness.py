@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry, Histogram
 
@@ -149,12 +150,18 @@ class Kept:
 
 
 class World:
-    def __init__(self, context: str) -> None:
+    def __init__(self, context: str, foreign: bool = False) -> None:
         self.clock, self.kept = Ticking(), Kept()
         flow = Flow(
-            compile_plan(SPEC), MemoryRows(), MemoryRelations(), MemoryBundles(), embeds=True, now_us=self.clock.now_us
+            compile_plan(SPEC),
+            MemoryRows(),
+            MemoryRelations(),
+            MemoryBundles(),
+            embeds=True,
+            now_us=self.clock.now_us,
+            foreign={"shop.public.orders"} if foreign else (),
         )
-        freshness = Freshness(context, SPEC.serving, ("applied", "assembled", "in_redis"))
+        freshness = Freshness(context, SPEC.serving, ("in_kafka", "applied", "assembled", "in_redis"))
         self.journeys = Journeys(context, self.clock, freshness)
         self.handler = BatchHandler(
             flow,
@@ -184,6 +191,16 @@ async def test_changes_count_in_each_stage_with_what_it_took_and_snapshots_do_no
     # A stale version makes no difference, so it is no update.
     await world.handle(change(1, Operation.UPDATE, NOW_US, 4, version=0))
     assert shown(context, "in_redis")["updates"] == 3
+
+
+async def test_of_topics_that_others_fill_the_records_tell_when_they_came_to_kafka(context: str) -> None:
+    world = World(context, foreign=True)
+    world.journeys.live = True
+    late = msgspec.structs.replace(change(1, Operation.CREATE, NOW_US, 0), timestamp_ms=NOW_US // 1000 + 700)
+    ahead = msgspec.structs.replace(change(2, Operation.CREATE, NOW_US, 1), timestamp_ms=NOW_US // 1000 - 700)
+    await world.handle(late, ahead)
+    found = shown(context, "in_kafka")
+    assert (found["updates"], found["late"], found["0.01"], found["sum"]) == (2, 1, 1, 0.7)
 
 
 async def test_what_nobody_waits_for_or_comes_again_is_no_update(context: str) -> None:
@@ -217,16 +234,17 @@ async def test_writes_of_wide_column_tables_count_once_each(context: str) -> Non
     spec = SPEC.model_copy(update={"entities": {"order": SPEC.entities["order"].model_copy(update={"table": "ks.o"})}})
     plan, clock = compile_plan(spec), Ticking()
     rows = MemoryRows()
-    merging = Merging(plan, MemoryCells(rows), clock.now_us)
+    merging = Merging(plan, MemoryCells(rows), clock.now_us, {"shop.ks.o"})
     flow = Flow(plan, rows, MemoryRelations(), MemoryBundles(), merging=merging, now_us=clock.now_us)
 
     def write(offset: int, ts_us: int, snapshot: bool) -> Record:
         source = MutationSource("scylla", "shop", "ks", "o", snapshot)
         mutation = Mutation(marker=Marker(ts_us), cells={"v": Cell(ts_us, offset)})
-        return Record("shop.ks.o", 0, offset, *encode_mutation(source, {"id": 1}, mutation, 0))
+        return Record("shop.ks.o", 0, offset, *encode_mutation(source, {"id": 1}, mutation, 0), NOW_US // 1000 + 5)
 
     report = await flow.process([write(0, NOW_US, False), write(1, NOW_US + 1, False), write(2, NOW_US - 9, True)])
     assert sorted(report.times.live_us) == [NOW_US, NOW_US + 1] and report.times.snapshot_rows == 1
+    assert sorted(report.times.to_kafka_us) == [4_999, 5_000], "their connector is not ours: the records' times tell"
     assert report.times.applied < report.times.assembled < report.times.stored
 
 
