@@ -6,6 +6,7 @@ rule without a test, or with one that can't fail, is found.
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ import yaml
 
 from deploy.pages.metric_list import OTHERS, by_role, with_metrics
 from pipeline.core import metrics
+from pipeline.ops.lag import explaining
 from tests.support.prometheus import (
     PROMETHEUS,
     RULE_FILES,
@@ -157,3 +159,17 @@ def test_the_list_of_metrics_is_up_to_date() -> None:
     """`python -m deploy.pages` writes it."""
     assert with_metrics(RUNBOOK.read_text(), metrics.DEFINITIONS) == RUNBOOK.read_text()
     assert OTHERS not in by_role(metrics.DEFINITIONS), "deploy.pages.metric_list does not know whose metric this is"
+
+
+def test_what_lag_explains_leads_to_headings_too() -> None:
+    tree = ast.parse(Path(explaining.__file__).read_text())
+    places: list[ast.AST] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Finding":
+            places += node.args[6:]
+        elif isinstance(node, ast.FunctionDef) and node.name.endswith("_heading"):
+            places += [step for step in ast.walk(node) if isinstance(step, ast.Return)]
+    words = [one.value for place in places for one in ast.walk(place) if isinstance(one, ast.Constant)]
+    headings = {word for word in words if (isinstance(word, str) and word[:1].isupper()) or word == "cdc_raw fills"}
+    known = set(re.findall(r"^### (.+)$", RUNBOOK.read_text(), flags=re.MULTILINE))
+    assert len(headings) > 10 and headings - known == set()
