@@ -49,8 +49,8 @@ class SourceHealth(msgspec.Struct, frozen=True, kw_only=True):
 
     `up`: the source answered; None where there is no server to look at. `findings`: in words, the worst first, with
     what mends them. `floor_s`: no change comes sooner. `headroom_s`: until the source drops log that we have not read
-    (of Cassandra: until it refuses writes), if nothing is read from now on and it is written as in the last minutes;
-    0: it has done so. `unread_s`: age up to which the log has been read and that is stored.
+    (of Cassandra: until it refuses writes), as things went in the last minutes; 0: it has done so, None: not known, or
+    it does not come nearer. `unread_s`: age up to which the log has been read and that is stored.
     """
 
     source: str
@@ -152,32 +152,64 @@ def worst_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 
 class Pace:
-    """How fast something grows, over the last minutes of looks. Pure; `time_s` never goes back."""
+    """How fast a log grows, over the last minutes of looks. Pure; `time_s` never goes back."""
 
     def __init__(self, window_s: float = 600.0, least_s: float = 5.0) -> None:
-        self._window_s = window_s
+        self._seen = _Window(window_s)
         self._least_s = least_s
-        self._seen: deque[tuple[float, float]] = deque(maxlen=1024)
 
-    def note(self, time_s: float, value: float, *, grows_only: bool = False) -> None:
-        """`grows_only`: one that is smaller than before is of another server, and all is begun anew."""
-        if grows_only and self._seen and value < self._seen[-1][1]:
-            self._seen.clear()
-        self._seen.append((time_s, value))
-        while time_s - self._seen[0][0] > self._window_s:
-            self._seen.popleft()
-
-    def per_s(self) -> float | None:
-        """None until it has been watched for some seconds."""
-        if not self._seen:
-            return None
-        (first_s, first), (last_s, last) = self._seen[0], self._seen[-1]
-        return (last - first) / (last_s - first_s) if last_s - first_s >= self._least_s else None
+    def note(self, time_s: float, end: float) -> None:
+        """An end that is before the last one is another server's, and all is begun anew."""
+        if self._seen.values and end < self._seen.values[-1][1]:
+            self._seen.values.clear()
+        self._seen.note(time_s, end)
 
     def seconds_for(self, amount: float) -> float | None:
-        """Until it has grown by that much; None when it does not grow, or that is not known."""
-        pace = self.per_s()
-        return max(amount, 0.0) / pace if pace is not None and pace > 0 else None
+        """Until it has grown by that much; None when it does not grow, or has not been watched for long enough."""
+        if not self._seen.values:
+            return None
+        (first_s, first), (last_s, last) = self._seen.values[0], self._seen.values[-1]
+        if last_s - first_s < self._least_s or last <= first:
+            return None
+        return max(amount, 0.0) * (last_s - first_s) / (last - first)
+
+
+class Ebb:
+    """How long room lasts that is taken and given back in turns: the most of it in the older and in the newer half of
+    the last minutes of looks. Pure; `time_s` never goes back."""
+
+    def __init__(self, window_s: float = 600.0, least_s: float = 60.0) -> None:
+        self._seen = _Window(window_s)
+        self._least_s = least_s
+
+    def note(self, time_s: float, room: float) -> None:
+        self._seen.note(time_s, room)
+
+    def seconds(self) -> float | None:
+        """Until none is left; None when it does not shrink by a hundredth, or has not been watched for long enough."""
+        values = self._seen.values
+        if not values or values[-1][0] - values[0][0] < self._least_s:
+            return None
+        middle_s = (values[0][0] + values[-1][0]) / 2
+        older = max((one for one in values if one[0] <= middle_s), key=lambda one: one[1])
+        newer = max((one for one in values if one[0] > middle_s), key=lambda one: one[1])
+        lost = older[1] - newer[1]
+        if lost <= older[1] / 100:
+            return None
+        return max(values[-1][1], 0.0) * (newer[0] - older[0]) / lost
+
+
+class _Window:
+    """(time, value) of the last `window_s`."""
+
+    def __init__(self, window_s: float) -> None:
+        self._window_s = window_s
+        self.values: deque[tuple[float, float]] = deque(maxlen=1024)
+
+    def note(self, time_s: float, value: float) -> None:
+        self.values.append((time_s, value))
+        while time_s - self.values[0][0] > self._window_s:
+            self.values.popleft()
 
 
 def _watch(configured: Configured, kafka: KafkaSettings | None, clock: Clock) -> Watching:

@@ -21,7 +21,7 @@ from connectors.cassandra.config import CassandraConfig, SidecarConfig
 from connectors.cassandra.sidecar import health
 from connectors.cql.session import CqlSession, connect
 from connectors.source import Finding
-from connectors.watching import NodeHealth, Pace, SourceHealth, worst_first
+from connectors.watching import Ebb, NodeHealth, SourceHealth, worst_first
 from pipeline.core.clock import Clock
 from pipeline.core.errors import EnvironmentProblem
 
@@ -48,7 +48,7 @@ class NodeWatch:
         self._config = config
         self._clock = clock
         self._session: CqlSession | None = None
-        self._pace = Pace()
+        self._ebb = Ebb()
 
     async def look(self) -> SourceHealth:
         config = self._config
@@ -75,13 +75,13 @@ class NodeWatch:
     def _with_disk(
         self, found: SourceHealth, settings: SidecarConfig, files: segments.NodeFiles, picture: segments.Picture
     ) -> SourceHealth:
-        self._pace.note(self._clock.monotonic_s(), picture.size_bytes)
         left = files.total_bytes - files.segment_bytes - picture.size_bytes
+        self._ebb.note(self._clock.monotonic_s(), left)
         return msgspec.structs.replace(
             found,
             nodes=(NodeHealth(node_name(files), picture.size_bytes, files.total_bytes, len(picture.segments)),),
             floor_s=files.sync_s + settings.poll_interval_ms / 1000,
-            headroom_s=self._pace.seconds_for(left) if left >= 0 else 0.0,
+            headroom_s=self._ebb.seconds() if left >= 0 else 0.0,
         )
 
 

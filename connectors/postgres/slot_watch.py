@@ -14,7 +14,7 @@ from connectors.postgres.server import Server, lsn_text
 from connectors.postgres.slot import RESET, STREAMING
 from connectors.source import Finding, Position, StoredPosition
 from connectors.stored import ask
-from connectors.watching import Pace, SourceHealth, worst_first
+from connectors.watching import Ebb, Pace, SourceHealth, worst_first
 from pipeline.core.clock import Clock
 
 MISSING = "missing"
@@ -55,15 +55,16 @@ class SlotWatch:
         self._server = Server(config.dsn.get_secret_value(), config.name)
         self._catalog = Catalog(self._server)
         self._pace = Pace()
+        self._ebb = Ebb()
         self._inactive_since_s: float | None = None
 
     async def look(self) -> SourceHealth:
         seen = SeenSlot(*(await self._catalog.rows(_SEEN, self._config.slot))[0])
-        self._pace.note(self._clock.monotonic_s(), seen.lsn, grows_only=True)
+        headroom_s = self._headroom_s(seen)
         position, unknown = None, None
         if not seen.exists:
             position, unknown = await ask(self._stored, self._config.name)
-        health = slot_health(self._config, seen, self._pace, self._since(seen))
+        health = slot_health(self._config, seen, headroom_s, self._since(seen))
         findings = slot_findings(self._config, self._server, seen, health, position, unknown)
         if not seen.exists and position is not None and position.get("state") == STREAMING:
             unconfirmed = max(seen.lsn - int(position["lsn"]), 0)
@@ -72,6 +73,16 @@ class SlotWatch:
 
     async def close(self) -> None:
         await self._catalog.close()
+
+    def _headroom_s(self, seen: SeenSlot) -> float | None:
+        """While nobody reads, all that is written takes room; while somebody does, it is given back in turns."""
+        now_s, room = self._clock.monotonic_s(), seen.safe_wal_bytes
+        self._pace.note(now_s, seen.lsn)
+        if room is None:
+            self._ebb = Ebb()
+            return None
+        self._ebb.note(now_s, room)
+        return self._ebb.seconds() if seen.active else self._pace.seconds_for(room)
 
     def _since(self, seen: SeenSlot) -> float | None:
         """Servers before 17 don't tell since when nobody reads it: then, since we have seen that."""
@@ -82,11 +93,12 @@ class SlotWatch:
         return None if seen.active else seen.inactive_since_s or self._inactive_since_s
 
 
-def slot_health(config: PostgresConfig, seen: SeenSlot, pace: Pace, since_s: float | None) -> SourceHealth:
+def slot_health(
+    config: PostgresConfig, seen: SeenSlot, headroom_s: float | None, since_s: float | None
+) -> SourceHealth:
     """The figures. Of a slot that is lost or not there the server keeps nothing."""
     status = (seen.wal_status or LOST) if seen.exists else MISSING
     safe = None if seen.safe_wal_bytes is None else max(seen.safe_wal_bytes, 0)
-    headroom_s = pace.seconds_for(safe) if safe is not None else None
     return SourceHealth(
         source=config.name,
         connector="postgres",

@@ -128,6 +128,7 @@ async def test_a_slot_that_is_read_left_lost_and_dropped_is_told_at_each_step(
     run(postgres, "UPDATE t SET v = repeat('y', 1000)")
     left = await eventually(seen, lambda health: health.slot_active is False)
     assert (left.unconfirmed_bytes or 0) > 1_000_000 and (left.retained_bytes or 0) >= left.unconfirmed_bytes
+    assert left.headroom_s is not None and active.headroom_s is None, "only what nobody reads runs out"
     assert left.inactive_since_s is not None and abs(left.inactive_since_s - left_s) < 30
     assert "nobody reads it since" in words(left) and f"ctxpipe connect {name}" in words(left)
 

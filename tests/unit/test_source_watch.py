@@ -17,7 +17,7 @@ from connectors.reporting import LAG_EVERY, report
 from connectors.runtime import Runtime
 from connectors.source import Finding, LagReport
 from connectors.stored import ask
-from connectors.watching import NodeHealth, Pace, SourceHealth, away, open_watches, publish
+from connectors.watching import Ebb, NodeHealth, Pace, SourceHealth, away, open_watches, publish
 from pipeline.core import metrics
 from pipeline.core.errors import EnvironmentProblem, Fatal, Retryable
 
@@ -39,7 +39,7 @@ MISSING = SeenSlot(5000, True, None, None, None, None, None, None, None, None, N
 
 
 def judged(seen: SeenSlot, **asked: Any) -> tuple[SourceHealth, list[Finding]]:
-    health = slot_health(CONFIG, seen, asked.pop("pace", Pace()), seen.inactive_since_s)
+    health = slot_health(CONFIG, seen, asked.pop("headroom_s", None), seen.inactive_since_s)
     server = Server("postgresql://u@h/d", "shop")
     return health, slot_findings(CONFIG, server, seen, health, asked.get("position"), asked.get("unknown"))
 
@@ -47,12 +47,12 @@ def judged(seen: SeenSlot, **asked: Any) -> tuple[SourceHealth, list[Finding]]:
 def pace_of(*seen: tuple[float, float]) -> Pace:
     pace = Pace()
     for time_s, value in seen:
-        pace.note(time_s, value, grows_only=True)
+        pace.note(time_s, value)
     return pace
 
 
 def test_a_slot_that_is_read_tells_both_kinds_of_lag_and_how_long_it_would_last() -> None:
-    health, findings = judged(SEEN, pace=pace_of((0, 0), (10, 1000)))
+    health, findings = judged(SEEN, headroom_s=90.0)
     assert (health.retained_bytes, health.unconfirmed_bytes, health.safe_wal_bytes) == (4000, 1000, 9000)
     assert health.headroom_s == 90 and health.wal_status == "reserved" and health.slot_active is True
     assert [one.severity for one in findings] == ["ok"]
@@ -87,12 +87,29 @@ def test_a_slot_that_is_not_there_was_never_made_or_is_gone() -> None:
 
 
 def test_a_pace_needs_time_and_forgets_another_servers_log() -> None:
-    assert pace_of((0, 0), (4, 400)).per_s() is None
+    assert Pace().seconds_for(5) is None and pace_of((0, 0), (4, 400)).seconds_for(5) is None
     assert pace_of((0, 0), (10, 1000)).seconds_for(50) == 0.5
     assert pace_of((0, 7), (10, 7)).seconds_for(50) is None
-    assert pace_of((0, 9000), (10, 100), (30, 300)).per_s() == 10
+    assert pace_of((0, 9000), (10, 100), (30, 300)).seconds_for(50) == 5
     long = pace_of(*((second, 0.0) for second in range(1000)), (1000, 600.0))
-    assert long.per_s() == 1
+    assert long.seconds_for(50) == 50
+
+
+def left_after(*rooms: float, every_s: float = 10) -> float | None:
+    ebb = Ebb()
+    for number, room in enumerate(rooms):
+        ebb.note(number * every_s, room)
+    return ebb.seconds()
+
+
+def test_room_that_is_given_back_in_turns_does_not_run_out() -> None:
+    assert left_after() is None and left_after(100, 50) is None
+    assert left_after(*([100, 80, 60, 40] * 10)) is None and left_after(*([40, 60, 80, 100] * 10)) is None
+    steady = [1000 - 10 * number for number in range(31)]
+    assert left_after(*steady) == pytest.approx(700)
+    assert left_after(*[0] * 20) is None
+    turns = [room - 10 * number for number, room in enumerate([1000, 950, 900, 850] * 10)]
+    assert left_after(*turns) == pytest.approx(460, abs=50)
 
 
 def shown(source: str) -> dict[str, float]:
