@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--metrics-port", type=int, help="of the first space's process; the others have the next")
     parser.add_argument("context")
     chosen = parser.parse_args(arguments)
-    configure()
+    configure(context=chosen.context)
     from pipeline.core.config import load, load_context_files
 
     try:

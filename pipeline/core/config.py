@@ -21,7 +21,7 @@ from pipeline.core.kafka import KafkaConfig
 from pipeline.core.redis import RedisConfig
 from pipeline.core.running import RunningConfig
 from pipeline.core.section import ConfigPart
-from pipeline.core.telemetry import TelemetryConfig
+from pipeline.core.tracing import TelemetryConfig
 from schemas.context import ContextSpec, FieldSpec, Name, Section
 from schemas.context_file import ContextFile, read_context
 from schemas.errors import SpecError

@@ -7,14 +7,13 @@ Spans say where (topic, partition, offset, context, space) and never which row: 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from pydantic import Field
-
 from pipeline.core.errors import EnvironmentProblem
-from pipeline.core.section import ConfigPart
+from pipeline.core.logging import SparseLog
 from schemas.headers import TRACEPARENT, Headers, trace_of
 
 if TYPE_CHECKING:
@@ -45,15 +44,9 @@ NOTHING: Attributes = {}
 TRACED_MAX = 8
 """Of one batch; a producer of somebody else's that samples everything must not turn each record into spans."""
 FLUSH_S = 2.0
+TELL_EVERY_S = 60.0
 _EXPORTERS = "opentelemetry_traces_exporter"
 _SAMPLED = 0x01
-
-
-class TelemetryConfig(ConfigPart):
-    """`trace_one_batch_in`: of so many batches that a connector reads, one gets a trace, where traces are exported at
-    all; 0: none of its own. Traces that come with records are always taken over."""
-
-    trace_one_batch_in: int = Field(default=100, ge=0, le=1_000_000_000)
 
 
 class Mark:
@@ -198,7 +191,8 @@ def configure(role: str, environment: Mapping[str, str]) -> Traces | None:
     own = {"service.namespace": "ctxpipe"} | ({} if named else {"service.name": f"ctxpipe-{role}"})
     provider = TracerProvider(resource=Resource.create(own))
     for name in exporters:
-        provider.add_span_processor(BatchSpanProcessor(_exporter(name)))
+        exporter: Any = Telling(_exporter(name))
+        provider.add_span_processor(BatchSpanProcessor(exporter))
     _provider = provider
     _current = Traces(provider.get_tracer("ctxpipe"), environment.get("OTEL_SEMCONV_STABILITY_OPT_IN", ""))
     return _current
@@ -220,6 +214,28 @@ def wanted_exporters(environment: Mapping[str, str]) -> Sequence[str]:
     default = "otlp" if any(environment.get(name) for name in places) else "none"
     names = [name.strip() for name in (environment.get("OTEL_TRACES_EXPORTER") or default).split(",")]
     return [_otlp(environment) if name == "otlp" else name for name in names if name not in ("", "none")]
+
+
+class Telling:
+    """An exporter whose troubles are told once a minute, not with each attempt: they concern traces alone."""
+
+    def __init__(self, exporter: Any) -> None:
+        from opentelemetry.sdk.trace.export import SpanExportResult
+
+        self._exporter, self._success = exporter, SpanExportResult.SUCCESS
+        self._log = SparseLog(logging.getLogger(__name__), TELL_EVERY_S)
+        logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
+        self.shutdown, self.force_flush = exporter.shutdown, exporter.force_flush
+
+    def export(self, spans: Sequence[Any]) -> Any:
+        result = self._exporter.export(spans)
+        if result is not self._success:
+            self._log.tell(
+                "%d spans of traces are lost: the receiver does not take them (see OTEL_EXPORTER_OTLP_ENDPOINT); "
+                "nothing else is affected",
+                len(spans),
+            )
+        return result
 
 
 def _otlp(environment: Mapping[str, str]) -> str:

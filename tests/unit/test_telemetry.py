@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from connectors.observing import Observer, commit_time_us_of, is_update
@@ -323,3 +323,26 @@ def test_lines_inside_a_batch_carry_the_ids_of_its_trace(spans: Spans, lines: An
         "trace_id": f"{FOREIGN_TRACE:032x}", "span_id": f"{process.context.span_id:016x}",
     }.items()  # fmt: skip
     assert outside["role"] == "worker" and not {"context", "topic", "trace_id"} & set(outside)
+
+
+class Refusing:
+    """An exporter whose receiver is away."""
+
+    def __init__(self) -> None:
+        self.answers = [SpanExportResult.FAILURE, SpanExportResult.FAILURE, SpanExportResult.SUCCESS]
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        return self.answers.pop(0)
+
+    def shutdown(self) -> None: ...
+
+    def force_flush(self, timeout_millis: int = 0) -> bool:
+        return True
+
+
+def test_a_receiver_that_is_away_is_told_once_and_disturbs_nothing(lines: Any) -> None:
+    exporter: Any = telemetry.Telling(Refusing())
+    assert [exporter.export([]).name for _ in range(3)] == ["FAILURE", "FAILURE", "SUCCESS"]
+    logging.getLogger("opentelemetry.exporter.otlp").warning("Transient error")
+    (line,) = lines()
+    assert "nothing else is affected" in line["message"]
