@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 LOOK_TIMEOUT_S = 12.0
 """All of a look, a second connection included."""
 CLOSE_TIMEOUT_S = 2.0
+LEFT_S = 30.0
+"""So long without its connector a source may be because that is just started anew; then something is wrong."""
 SEVERITIES = ("ok", "note", "warning", "unfit")
 """Of findings, the worst last."""
 

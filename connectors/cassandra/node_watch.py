@@ -21,7 +21,7 @@ from connectors.cassandra.config import CassandraConfig, SidecarConfig
 from connectors.cassandra.sidecar import health
 from connectors.cql.session import CqlSession, connect
 from connectors.source import Finding
-from connectors.watching import Ebb, NodeHealth, SourceHealth, worst_first
+from connectors.watching import LEFT_S, Ebb, NodeHealth, SourceHealth, worst_first
 from pipeline.core.clock import Clock
 from pipeline.core.errors import EnvironmentProblem
 
@@ -49,6 +49,7 @@ class NodeWatch:
         self._clock = clock
         self._session: CqlSession | None = None
         self._ebb = Ebb()
+        self._healthy_s: float | None = None
 
     async def look(self) -> SourceHealth:
         config = self._config
@@ -62,7 +63,7 @@ class NodeWatch:
             return msgspec.structs.replace(found, findings=worst_first([*findings, _note("sidecar", message)]))
         disk = await asyncio.to_thread(look_at_disk, config, config.sidecar)
         healthy = await health(disk.port) if disk.port else None
-        findings += disk_findings(config, config.sidecar, disk, healthy)
+        findings += disk_findings(config, config.sidecar, disk, healthy, self._left_s(healthy))
         if disk.files is not None and disk.picture is not None:
             found = self._with_disk(found, config.sidecar, disk.files, disk.picture)
         return msgspec.structs.replace(found, sidecar_healthy=healthy, findings=worst_first(findings))
@@ -71,6 +72,13 @@ class NodeWatch:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+
+    def _left_s(self, healthy: bool | None) -> float:
+        """How long the sidecar has not been healthy, as far as this watch has seen."""
+        now_s = self._clock.monotonic_s()
+        if healthy or self._healthy_s is None:
+            self._healthy_s = now_s
+        return now_s - self._healthy_s
 
     def _with_disk(
         self, found: SourceHealth, settings: SidecarConfig, files: segments.NodeFiles, picture: segments.Picture
@@ -102,22 +110,23 @@ def look_at_disk(config: CassandraConfig, settings: SidecarConfig) -> OnDisk:
 
 
 def disk_findings(
-    config: CassandraConfig, settings: SidecarConfig, disk: OnDisk, healthy: bool | None
+    config: CassandraConfig, settings: SidecarConfig, disk: OnDisk, healthy: bool | None, left_s: float = 0.0
 ) -> list[Finding]:
-    """`healthy`: what the sidecar says of itself, None when it does not answer."""
+    """`healthy`: what the sidecar says of itself, None when it does not answer; `left_s`: for so long it is not."""
     if disk.files is None or disk.picture is None:
         return [disk.problem] if disk.problem is not None else []
     findings = [segments.fill_finding(disk.picture, disk.files, settings.cdc_raw_warn_ratio)]
     if disk.lost:
         message = LOST.format(count=len(disk.lost), names=", ".join(disk.lost[:3]), source=config.name)
         findings.append(Finding("unfit", "cdc_raw", message, f"ctxpipe connect {config.name} --reset"))
+    severity = "unfit" if left_s >= LEFT_S else "warning"
     if healthy is None:
         mend = f"Is `ctxpipe connect {config.name}` running on this machine?"
         message = f"does not answer on port {disk.port}" if disk.port else "has not run here"
-        findings.append(Finding("warning", "sidecar", f"{message}: nobody reads the change log", mend))
+        findings.append(Finding(severity, "sidecar", f"{message}: nobody reads the change log", mend))
     elif healthy is False:
         message = "says that it is not healthy"
-        findings.append(Finding("warning", "sidecar", message, f"Is the node up? See {config.data_directory}."))
+        findings.append(Finding(severity, "sidecar", message, f"Is the node up? See {config.data_directory}."))
     return findings
 
 

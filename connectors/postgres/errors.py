@@ -30,7 +30,7 @@ _LOST = (
 def mapped(error: Exception, where: str) -> CtxpipeError:
     """`where` names server and database, without the password."""
     state = getattr(error, "sqlstate", None) or ""
-    reason = (str(error).strip() or type(error).__name__).replace("\n", " ").rstrip(".")
+    reason = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
     if any(phrase in reason for phrase in _LOST):
         return PositionLost(
             f"{where}: {reason}. The log that comes after our position is gone, changes in between can't be read any "

@@ -4,6 +4,7 @@ come before it gives the slot up, and whether it is read; also, and above all, w
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 
 import msgspec
@@ -14,7 +15,7 @@ from connectors.postgres.server import Server, lsn_text
 from connectors.postgres.slot import RESET, STREAMING
 from connectors.source import Finding, Position, StoredPosition
 from connectors.stored import ask
-from connectors.watching import Ebb, Pace, SourceHealth, worst_first
+from connectors.watching import LEFT_S, Ebb, Pace, SourceHealth, worst_first
 from pipeline.core.clock import Clock
 
 MISSING = "missing"
@@ -65,7 +66,8 @@ class SlotWatch:
         if not seen.exists:
             position, unknown = await ask(self._stored, self._config.name)
         health = slot_health(self._config, seen, headroom_s, self._since(seen))
-        findings = slot_findings(self._config, self._server, seen, health, position, unknown)
+        left_s = self._clock.now_us() / 1_000_000 - (health.inactive_since_s or math.inf)
+        findings = slot_findings(self._config, self._server, seen, health, position, unknown, left_s)
         if not seen.exists and position is not None and position.get("state") == STREAMING:
             unconfirmed = max(seen.lsn - int(position["lsn"]), 0)
             health = msgspec.structs.replace(health, unconfirmed_bytes=unconfirmed, headroom_s=0.0)
@@ -123,9 +125,10 @@ def slot_findings(
     health: SourceHealth,
     position: Position | None,
     unknown: Finding | None,
+    left_s: float = 0.0,
 ) -> list[Finding]:
     """What a person should know. `position` is the stored one, asked for only where there is no slot; `unknown` says
-    why that is not known."""
+    why that is not known. `left_s`: so long nobody has read it."""
     subject, start = f"slot {config.slot}", f"ctxpipe connect {config.name}"
     reset = RESET.format(source=config.name)
     if not seen.exists:
@@ -141,8 +144,9 @@ def slot_findings(
         message = f"{server.where} gives it up at its next checkpoint, if it is not read before"
         findings.append(Finding("unfit", subject, message, f"{start}, or raise max_slot_wal_keep_size at once"))
     if not seen.active:
+        severity = "unfit" if left_s >= LEFT_S else "warning"
         since = f" since {_time(health.inactive_since_s)}" if health.inactive_since_s is not None else ""
-        findings.append(Finding("warning", subject, f"nobody reads it{since}", f"Is `{start}` running?"))
+        findings.append(Finding(severity, subject, f"nobody reads it{since}", f"Is `{start}` running?"))
     if not seen.limited:
         message = "max_slot_wal_keep_size is unlimited: a connector that stays down fills the server's disk"
         findings.append(Finding("note", subject, message, _LIMIT))

@@ -141,7 +141,7 @@ def log_findings(config: ScyllaConfig, log: SeenLog, progress: TableProgress | N
     if moves:
         return [Finding("note", subject, f"it is read up to {behind_s:.0f} s before the confidence window, and moves")]
     message = f"it is read up to {behind_s:.0f} s before the confidence window, and that does not move"
-    return [Finding("warning", subject, message, f"Is `{start}` running?")]
+    return [Finding("unfit", subject, message, f"Is `{start}` running?")]
 
 
 def slowest(positions: Sequence[Position | None], tables: Sequence[str]) -> dict[str, TableProgress]:

@@ -41,7 +41,8 @@ MISSING = SeenSlot(5000, True, None, None, None, None, None, None, None, None, N
 def judged(seen: SeenSlot, **asked: Any) -> tuple[SourceHealth, list[Finding]]:
     health = slot_health(CONFIG, seen, asked.pop("headroom_s", None), seen.inactive_since_s)
     server = Server("postgresql://u@h/d", "shop")
-    return health, slot_findings(CONFIG, server, seen, health, asked.get("position"), asked.get("unknown"))
+    asks = asked.get("position"), asked.get("unknown"), asked.get("left_s", 0.0)
+    return health, slot_findings(CONFIG, server, seen, health, *asks)
 
 
 def pace_of(*seen: tuple[float, float]) -> Pace:
@@ -74,6 +75,11 @@ def test_a_slot_in_trouble_says_so(changes: dict[str, Any], severity: str, words
     assert findings[0].severity == severity and words in findings[0].message and findings[0].mend
     assert all(value is None or value >= 0 for value in (health.safe_wal_bytes, health.retained_bytes))
     assert (health.headroom_s == 0) == (health.wal_status == "lost")
+
+
+def test_a_connector_that_is_just_started_anew_is_no_failure_yet() -> None:
+    left = msgspec.structs.replace(SEEN, active=False)
+    assert judged(left, left_s=5)[1][0].severity == "warning" and judged(left, left_s=31)[1][0].severity == "unfit"
 
 
 def test_a_slot_that_is_not_there_was_never_made_or_is_gone() -> None:

@@ -55,7 +55,7 @@ def test_the_headroom_of_a_log_is_that_of_the_table_that_is_worst_off() -> None:
         (seen(), read(40), True, "", ""),
         (seen(), read(40), False, "", ""),
         (seen(), read(100), True, "note", "70 s before the confidence window, and moves"),
-        (seen(), read(100), False, "warning", "does not move"),
+        (seen(), read(100), False, "unfit", "does not move"),
         (seen(), read(4000), False, "unfit", "it ended 460 s ago"),
         (seen(), read(40, generation_ms=1), True, "unfit", "not told any more"),
         (seen(), read(40, id="b"), True, "unfit", "made anew"),
@@ -124,6 +124,7 @@ def test_what_lies_on_the_nodes_disk_is_seen_only_there(tmp_path: Path, node: di
     said = disk_findings(config, config.sidecar, disk, healthy=None)
     assert any(one.severity == "unfit" and "deleted unread" in one.message for one in said)
     assert any("does not answer on port 8123" in one.message for one in said)
+    assert [one.severity for one in disk_findings(config, config.sidecar, disk, None, 31)][-1] == "unfit"
     assert any("not healthy" in one.message for one in disk_findings(config, config.sidecar, disk, healthy=False))
 
     off = cassandra(tmp_path, {**node, "cdc_enabled": False})
