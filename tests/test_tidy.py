@@ -64,6 +64,8 @@ CLIENTS = {
     "cassandra": ("connectors.cql", "deploy"),
     "starlette": ("pipeline.lookup",),
     "uvicorn": ("pipeline.lookup", "pipeline.commands", "deploy.demo.bare_lookup"),
+    "aiohttp": ("pipeline.guard",),
+    "jsonschema_rs": ("pipeline.guard.output",),
     "jwt": ("pipeline.lookup.tokens",),
     "cryptography": ("pipeline.lookup.tokens",),
     "fastavro": ("schemas.avro",),
