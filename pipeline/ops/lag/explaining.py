@@ -244,13 +244,14 @@ def _collector(report: Report) -> Iterator[Finding]:
 
 
 def _source(source: Mapping[str, Any]) -> Iterator[Finding]:
-    name = f"source {source.get('source')}"
-    for finding in source.get("findings") or ():
+    name, heading = f"source {source.get('source')}", _source_heading(source)
+    for number, finding in enumerate(source.get("findings") or ()):
         severity = {"unfit": WRONG, "warning": WARNING, "note": NOTE}.get(finding.get("severity", ""))
+        if number == 0 and heading == "A connector has stopped":
+            severity = WRONG  # nothing new comes, and every group behind it looks well
         if severity is not None:
-            yield Finding(
-                severity, name, finding.get("message", ""), "", "", finding.get("mend", ""), _source_heading(source)
-            )
+            what = f"{finding.get('subject', '')}: {finding.get('message', '')}".removeprefix(": ")
+            yield Finding(severity, name, what, "", "", finding.get("mend", ""), heading)
 
 
 def _source_heading(source: Mapping[str, Any]) -> str:

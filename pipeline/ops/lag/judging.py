@@ -155,8 +155,8 @@ class Judge:
             self._rebalances[name] = self._rebalances.get(name, 0) + 1
             group.settled_s = now_s
         if seen.rebalancing:
-            group.rebalancing_since_s = group.rebalancing_since_s or now_s
-            group.settled_s = now_s
+            since_s = group.rebalancing_since_s = group.rebalancing_since_s or now_s
+            group.settled_s = now_s if self._is_frozen(group) else since_s
         else:
             group.members, group.rebalancing_since_s = seen.members, None
         group.was_rebalancing = seen.rebalancing
@@ -168,7 +168,8 @@ class Judge:
         allowed, reset = self._allowed(name), _first(self._watched.reset, name) or "earliest"
         frozen = self._is_frozen(group)
         windows: dict[Partition, Window] = {}
-        for partition in sorted(self._partitions(name, seen)):
+        known = set(group.windows) if seen.rebalancing else set()  # who reads what is not known meanwhile
+        for partition in sorted(self._partitions(name, seen) | known):
             if not self._exists(partition):
                 continue
             window = group.windows.get(partition) or Window(self._rules, allowed)
@@ -362,8 +363,10 @@ def _oldest(parts: list[tuple[int, float | None, str]]) -> tuple[float | None, s
     unknown = [problem for _, seconds, problem in waiting if seconds is None and problem]
     if not known and unknown:
         return None, unknown[0]
-    problem = f"{len(unknown)} of {len(waiting)} are not known: {unknown[0]}" if unknown else ""
-    return max(known, default=0.0), problem
+    partly = [problem for _, seconds, problem in waiting if seconds is not None and problem]
+    if unknown:
+        partly = [f"{len(unknown)} of {len(waiting)} are not known: {unknown[0]}"]
+    return max(known, default=0.0), next(iter(partly), "")
 
 
 def _with_hot(partitions: list[PartitionLag]) -> list[PartitionLag]:

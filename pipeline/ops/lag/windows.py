@@ -161,7 +161,7 @@ class Window:
             return Verdict(STALL, f"a consumer is there, but nothing moved for {self.standing_s(settled_s):.0f} s")
         if self.verdict_now.status in (STOP, STALL) and self.standing_s() > 0:
             return self.verdict_now  # a rebalance has begun anew what still stands
-        return self._falls_behind() or Verdict(OK)
+        return self._falls_behind(settled_s) or Verdict(OK)
 
     def _without_commit(self, last: Look) -> Verdict:
         if last.lag <= self._allowed:
@@ -191,10 +191,10 @@ class Window:
                 reached, back = committed, 0
         return back
 
-    def _falls_behind(self) -> Verdict | None:
+    def _falls_behind(self, settled_s: float) -> Verdict | None:
         """Rules 3 and 5: records waited all the time, and the lag never shrank while commits advanced; or, as commits
         come in leaps, all of the later half of a whole window lies above all of the earlier."""
-        looks = self._judged()
+        looks = [one for one in self._judged() if one.at_s > settled_s]  # lag of a rebalance is nobody's pace
         if len(looks) < max(3, COMPLETE_MIN * self._rules.samples) or not self._advanced(looks):
             return None
         lags = [one.lag for one in looks]
