@@ -22,10 +22,13 @@ import msgspec
 from pipeline.commands._spaces import OpenSpaces, settle
 from pipeline.core.clock import SystemClock
 from pipeline.core.errors import CtxpipeError, Retryable
-from pipeline.core.logging import configure
+from pipeline.core.health import Health
+from pipeline.core.logging import configure, set_level
+from pipeline.core.reloading import Reloading, hears_hangups
 from pipeline.stores.redis_store import Stores, context_settings, open_stores
 from pipeline.streams.backoff import Backoff
-from pipeline.streams.supervisor import Place, Supervisor
+from pipeline.streams.child_reports import report_to
+from pipeline.streams.supervisor import MARGIN_S, Place, Supervisor
 
 if TYPE_CHECKING:
     from pipeline.core.config import Config
@@ -47,16 +50,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="pipeline.commands._embedding_keeper")
     parser.add_argument("--config", required=True)
     parser.add_argument("--metrics-port", type=int, help="of the first space's process; the others have the next")
+    parser.add_argument("--report-to", type=int, help="the descriptor that the supervisor hears from us through")
     parser.add_argument("context")
     chosen = parser.parse_args(arguments)
     configure(context=chosen.context)
     from pipeline.core.config import load, load_context_files
 
+    health = Health("embedding keeper")
+    if chosen.report_to is not None:
+        report_to(chosen.report_to, health)
     try:
         config = load(chosen.config)
+        set_level(config.running.level)
         file = load_context_files(config)[chosen.context]
         keeper = Keeper(config, chosen.config, file.spec, file.document.path.parent, chosen.metrics_port)
-        asyncio.run(_until_asked(keeper))
+        asyncio.run(_until_asked(keeper, health, Reloading(config)))
     except CtxpipeError as error:
         logger.critical("%s", error)
         return error.exit_code
@@ -71,7 +79,7 @@ class Keeper:
     ) -> None:
         self._config, self._config_path, self._spec, self._folder = config, config_path, spec, folder
         self._metrics_port = metrics_port
-        self._supervisor = Supervisor([])
+        self._supervisor = Supervisor([], stop_timeout_s=config.running.drain_s + MARGIN_S)
         self._stores: Stores | None = None
         self._wanted: str | None = None
         self._stored: ContextSpec | None = None
@@ -89,6 +97,17 @@ class Keeper:
             await asyncio.to_thread(self._supervisor.end_all)
             if self._stores is not None:
                 await self._stores.close()
+
+    def watch(self, health: Health) -> None:
+        """Inside the event loop: its probes speak for the processes of its spaces."""
+        self._supervisor.watch(health)
+        health.beats()
+        health.started()
+
+    def reload(self, reload: Reloading) -> None:
+        """Here and in the processes of the spaces."""
+        reload.begin()
+        self._supervisor.tell_all(signal.SIGHUP)
 
     async def _forever(self, step: Callable[[], Awaitable[None]], every_s: float) -> None:
         backoff = Backoff(first_s=every_s, longest_s=BEGIN_LONGEST_WAIT_S)
@@ -233,11 +252,15 @@ def _deciding(embedding: Embedding, template: str | None) -> str:
     return msgspec.json.encode([shown, template], order="sorted").decode()
 
 
-async def _until_asked(keeper: Keeper) -> None:
+async def _until_asked(keeper: Keeper, health: Health, reload: Reloading) -> None:
+    """SIGHUP goes to the processes of the spaces, too."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    keeper.watch(health)
+    if hears_hangups():
+        loop.add_signal_handler(signal.SIGHUP, lambda: keeper.reload(reload))
     parent = os.getppid()
     running = asyncio.ensure_future(keeper.run())
     asked = asyncio.ensure_future(stop.wait())
@@ -246,6 +269,7 @@ async def _until_asked(keeper: Keeper) -> None:
     asked.cancel()
     if running.done():
         running.result()
+    health.stopping()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from pipeline.core.config import Config
     from pipeline.streams.supervisor import Place
     from schemas.context import ContextSpec
 
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     "spaces of each context that embeds; 0 takes free ones.",
 )
 @click.option(
+    "--health-port",
+    type=click.IntRange(0, 65535),
+    help="Serve /livez, /readyz and /startupz of all processes together; 0 takes a free port.",
+)
+@click.option(
     "--role",
     type=click.Choice(["all", "bundles", "embedding"]),
     default="all",
@@ -29,10 +35,18 @@ if TYPE_CHECKING:
     help="Only build bundles, or only embed their texts, as on machines of their own.",
 )
 @click.option("--config", "config_path", envvar="CTXPIPE_CONFIG", default="ctxpipe.yaml", show_default=True)
-def command(contexts: tuple[str, ...], processes: int, metrics_port: int | None, role: str, config_path: str) -> None:
+def command(
+    contexts: tuple[str, ...],
+    processes: int,
+    metrics_port: int | None,
+    health_port: int | None,
+    role: str,
+    config_path: str,
+) -> None:
     """Run workers for each CONTEXT, by default for all of the configuration.
 
-    A worker that ends is started again. Stop with Ctrl-C or SIGTERM: running batches finish, offsets are committed.
+    A worker that ends is started again. Stop with Ctrl-C or SIGTERM: running batches finish, offsets are committed,
+    within `running: drain_s`.
     Kafka, Redis and the topics may come up later than the workers. Sections with `compose: auto` are measured first,
     where their sources answer; what the first worker of a version decides is kept.
 
@@ -40,8 +54,6 @@ def command(contexts: tuple[str, ...], processes: int, metrics_port: int | None,
     new space, which takes over when it is complete and its gate holds; `ctxpipe space` shows them.
     """
     import asyncio
-    import signal
-    import threading
     from pathlib import Path
 
     from pipeline.commands._composition import propose
@@ -49,7 +61,7 @@ def command(contexts: tuple[str, ...], processes: int, metrics_port: int | None,
     from pipeline.core.errors import ConfigError
     from pipeline.core.logging import configure
     from pipeline.plan import compile_plan
-    from pipeline.streams.supervisor import Supervisor, places
+    from pipeline.streams.supervisor import places
     from pipeline.streams.token_counting import token_counting
 
     config = load(config_path)
@@ -65,19 +77,46 @@ def command(contexts: tuple[str, ...], processes: int, metrics_port: int | None,
     for name in chosen:
         compile_plan(known[name], mask_secret=config.mask_key)
         token_counting(known[name], config.embedding)
-    configure()
+    configure(config.running.level)
     proposals = asyncio.run(propose(config, [known[name] for name in chosen])) if role != "embedding" else {}
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     path = str(Path(config_path).resolve())
     wanted = places(path, chosen, processes, proposals, metrics_port) if role != "embedding" else []
     if role != "bundles":
         wanted += _keepers(path, [known[name] for name in chosen], metrics_port, len(wanted))
     if not wanted:
         raise ConfigError([f"none of {', '.join(chosen)} embeds anything: give one an `embedding` section"])
-    code = Supervisor(wanted).run(stop)
-    click.get_current_context().exit(code)
+    click.get_current_context().exit(_supervise(config, wanted, health_port))
+
+
+def _supervise(config: Config, wanted: Sequence[Place], health_port: int | None) -> int:
+    """Until a signal, or until one of them ended for good; the exit code. SIGHUP goes to all of them."""
+    import signal
+    import threading
+
+    from pipeline.core.health import Health, serve
+    from pipeline.core.reloading import Reloading, hears_hangups
+    from pipeline.streams.supervisor import MARGIN_S, Supervisor
+
+    health, stop, hangup = Health("worker"), threading.Event(), threading.Event()
+    supervisor = Supervisor(wanted, stop_timeout_s=config.running.drain_s + 2 * MARGIN_S)
+    supervisor.watch(health)
+    if health_port is not None:
+        host = config.running.metrics_host
+        click.echo(f"health at http://{host}:{serve(health_port, health, host)}/readyz", err=True)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if hears_hangups():
+        signal.signal(signal.SIGHUP, lambda *_: hangup.set())
+    health.started()
+    reload = Reloading(config)
+
+    def between() -> None:
+        if hangup.is_set():
+            hangup.clear()
+            reload()
+            supervisor.tell_all(signal.SIGHUP)
+
+    return supervisor.run(stop, between, health.stopping)
 
 
 def _keepers(config_path: str, specs: Sequence[ContextSpec], metrics_port: int | None, ports_taken: int) -> list[Place]:

@@ -20,6 +20,7 @@ from pipeline.streams.app import ContextApp, ContextStream, OpenContext, build_a
 from pipeline.streams.ending import end_stuck
 from pipeline.streams.handler import Stages
 from pipeline.streams.journey import Journeys
+from pipeline.streams.membership import member_name
 from pipeline.streams.registry import Registered, Registries
 from pipeline.streams.token_counting import token_counting
 from pipeline.streams.worker_app import StreamSettings
@@ -37,20 +38,25 @@ FILLED_BY_OTHERS = ("debezium", "cassandra")
 """Connectors whose changes reach Kafka from a process of somebody else's; of Cassandra, only snapshots come from us."""
 
 
-def app_for(config: Config, spec: ContextSpec, proposal: Mapping[str, str] = NOTHING_PROPOSED) -> ContextApp:
-    """The app of a context. Raises ConfigError for a spec that does not compile; nothing connects yet."""
+def app_for(
+    config: Config, spec: ContextSpec, proposal: Mapping[str, str] = NOTHING_PROPOSED, number: int = 1
+) -> ContextApp:
+    """The app of a context, in the process with this number of its worker. Raises ConfigError for a spec that does not
+    compile; nothing connects yet."""
     compile_plan(spec, mask_secret=config.mask_key, formats=config.formats)
-    return build_app(context_stream(config, spec, proposal=proposal), stream_settings(config))
+    return build_app(context_stream(config, spec, proposal=proposal), stream_settings(config, number))
 
 
-def stream_settings(config: Config) -> StreamSettings:
-    """Kafka's side."""
+def stream_settings(config: Config, number: int = 1) -> StreamSettings:
+    """Kafka's side, of the process with this number of its worker."""
     return StreamSettings(
         config.kafka.bootstrap_servers,
         session_timeout_s=config.kafka.session_timeout_ms / 1000,
         dirty_partitions=config.kafka.partitions,
         replication_factor=config.kafka.replication_factor,
         security=config.kafka.security,
+        drain_s=config.running.drain_s,
+        member=member_name(config.kafka.group_instance_id, number),
     )
 
 
@@ -177,10 +183,12 @@ def _with_schemas(flow: Flow, plan: Plan, registries: Registries) -> Stages:
     return Registered(flow, asked) if asked else flow
 
 
-def app_of_file(config_path: str, context: str, proposal: Mapping[str, str] = NOTHING_PROPOSED) -> ContextApp:
+def app_of_file(
+    config_path: str, context: str, proposal: Mapping[str, str] = NOTHING_PROPOSED, number: int = 1
+) -> ContextApp:
     """Reads the configuration. Raises ConfigError with all its mistakes."""
     config, spec = context_of_file(config_path, context)
-    return app_for(config, spec, proposal)
+    return app_for(config, spec, proposal, number)
 
 
 def context_of_file(config_path: str, context: str) -> tuple[Config, ContextSpec]:

@@ -21,9 +21,12 @@ from faust.types import TP
 from mode import get_logger
 
 from pipeline.core.errors import EnvironmentProblem
+from pipeline.streams.ending import Restart
 from pipeline.streams.fetch_session import SessionClient
+from pipeline.streams.kafka_clients import rest_between_metadata
 from pipeline.streams.kafka_errors import REFUSALS
 from pipeline.streams.lanes import Partition
+from pipeline.streams.membership import watch_name
 from schemas.record import Record
 
 logger = get_logger(__name__)
@@ -94,16 +97,24 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         await super().on_start()
         fetcher = self._ensure_consumer()._fetcher
         fetcher._records = _AsRecords(fetcher._records)
+        rest_between_metadata(fetcher._client)
         fetcher._client = SessionClient(fetcher._client)
+        member, settings = self.app.conf.consumer_group_instance_id, self.app.stream_settings
+        if member:
+            coordinator = self._ensure_consumer()._coordinator
+            watch_name(coordinator, member, settings.session_timeout_s, self.app.end_process)
 
     async def _poll(self, full: frozenset[TP], timeout_s: float) -> Polled:
         consumer = self._ensure_consumer()
         fetcher = consumer._fetcher
         if consumer._closed or fetcher._closed:
             raise ConsumerStoppedError()
+        if consumer._coordinator._coordination_task.done():
+            raise Restart("Kafka's client has ended its work in the group; starting again")
         self._pause_exactly(consumer, full)
         self._complete_metadata(consumer)
         try:
+            consumer._coordinator.check_errors()  # it waits until somebody has heard of them
             with fetcher._subscriptions.fetch_context():
                 fetched = await fetcher.fetched_records(
                     None, timeout=timeout_s, max_records=self.app.conf.broker_max_poll_records
@@ -167,7 +178,8 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         if not wanted:
             return False
         try:
-            await asyncio.wait_for(consumer.commit(wanted), COMMIT_TIMEOUT_S)
+            async with asyncio.timeout(COMMIT_TIMEOUT_S):
+                await consumer.commit(wanted)
         except (CommitFailedError, IllegalStateError):
             logger.info("a rebalance came before the commit; its records are read again from the marks")
             return False

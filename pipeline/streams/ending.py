@@ -8,10 +8,17 @@ import sys
 import threading
 from typing import NoReturn
 
-from pipeline.core.errors import CtxpipeError
+from pipeline.core.errors import CtxpipeError, Fatal
 
 EXIT_RESTART = 70
 """Not understood, or stuck: the supervisor starts the worker again. Everything else it passes on (see core.errors)."""
+
+
+class Restart(Fatal):
+    """Nothing that a person has to mend: the supervisor starts the worker again."""
+
+    exit_code = EXIT_RESTART
+
 
 logger = logging.getLogger(__name__)
 

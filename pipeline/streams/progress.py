@@ -13,7 +13,7 @@ from mode import get_logger
 from pipeline.core.errors import Retryable
 from pipeline.stores.store import AppliedPosition, Partition
 from pipeline.streams.ending import end_stuck
-from pipeline.streams.watchdog import Sample, Watchdog, watch
+from pipeline.streams.watchdog import Sample, watch
 from schemas.topics import dirty_topic
 
 logger = get_logger(__name__)
@@ -28,7 +28,7 @@ WATERMARKS_EVERY_S = 2.0
 
 async def watch_progress(app: Any) -> None:
     """Feeds the watchdog, whose thread ends the process when the worker is stuck."""
-    watchdog = Watchdog(app.stream_settings.stall_limit_s)
+    watchdog = app.watchdog
     watch(watchdog, time.monotonic, end_stuck, app.watch_stop, every_s=SAMPLE_EVERY_S)
     while not app.should_stop:
         watchdog.sample(time.monotonic(), await _sample(app))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,6 @@ from pipeline.streams.space_outlet import SpaceOutlet
 from pipeline.streams.text_stage import TextStage
 from pipeline.streams.vector_echo import VectorEcho
 from pipeline.streams.vector_stage import VectorStage
-from pipeline.streams.worker_app import StreamSettings
 from schemas.context import ContextSpec
 from schemas.definition import Definition
 from schemas.errors import DecodeError
@@ -77,15 +77,7 @@ def _of_file(config_path: str, context: str, version: int | None) -> tuple[Confi
 
 def space_app_for(config: Config, spec: ContextSpec, space: str) -> SpaceApp:
     """The app that feeds a registered space of this context version; nothing connects yet."""
-    settings = stream_settings(config)
-    settings = StreamSettings(
-        settings.bootstrap_servers,
-        session_timeout_s=settings.session_timeout_s,
-        replication_factor=settings.replication_factor,
-        security=settings.security,
-        stall_limit_s=STALL_LIMIT_S,
-        lane_limits=LIMITS,
-    )
+    settings = replace(stream_settings(config), stall_limit_s=STALL_LIMIT_S, lane_limits=LIMITS)
 
     async def open_space(outlet: SpaceOutlet, shown: SpaceMetrics) -> OpenSpace:
         stores = await open_stores(context_settings(config, spec))

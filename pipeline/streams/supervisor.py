@@ -4,37 +4,49 @@ from __future__ import annotations
 
 import logging
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
+from pipeline.core.health import Health
 from pipeline.streams.backoff import Backoff
+from pipeline.streams.child_reports import ReportingChild
 
 logger = logging.getLogger(__name__)
 
 GIVE_UP_CODES = (2, 3)
 """A configuration or environment that no restart mends; see core.errors."""
 HEALTHY_AFTER_S = 60.0
-STOP_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 24.0
+"""Of all of them together; less than Kubernetes waits (30 s) before it kills what is left."""
+MARGIN_S = 2.0
+"""A supervisor waits so much longer than its processes may take, which end by themselves before."""
 LOOK_EVERY_S = 0.1
 
 
 class Child(Protocol):
-    """What the supervisor needs of subprocess.Popen."""
+    """What the supervisor needs of subprocess.Popen; see also Telling."""
 
-    pid: int
+    @property
+    def pid(self) -> int: ...
 
     def poll(self) -> int | None: ...
 
     def send_signal(self, number: int) -> None: ...
 
     def kill(self) -> None: ...
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """A child that tells how it is; see pipeline.streams.child_reports."""
+
+    def problems(self, probe: str, now_s: float) -> Mapping[str, str]: ...
 
 
 @dataclass(slots=True)
@@ -58,10 +70,12 @@ class Supervisor:
         self,
         places: Sequence[Place],
         *,
-        spawn: Callable[[Sequence[str]], Child] = subprocess.Popen,
+        spawn: Callable[[Sequence[str]], Child] = ReportingChild,
         now_s: Callable[[], float] = time.monotonic,
+        stop_timeout_s: float = STOP_TIMEOUT_S,
     ) -> None:
         self.places, self._spawn, self._now_s = list(places), spawn, now_s
+        self._stop_timeout_s = stop_timeout_s
         self._leaving: list[tuple[Child, float]] = []
 
     def want(self, places: Sequence[Place]) -> None:
@@ -72,15 +86,59 @@ class Supervisor:
             self.places.remove(place)
             if place.child is not None:
                 place.child.send_signal(signal.SIGTERM)
-                self._leaving.append((place.child, self._now_s() + STOP_TIMEOUT_S))
+                self._leaving.append((place.child, self._now_s() + self._stop_timeout_s))
         known = {place.name for place in self.places}
         self.places += [place for place in places if place.name not in known]
 
-    def run(self, stop: threading.Event) -> int:
-        """Blocks; call it from the main thread."""
+    def tell_all(self, number: int) -> None:
+        """Sends a signal to all that run."""
+        for place in self.places:
+            if place.child is not None and place.child.poll() is None:
+                place.child.send_signal(number)
+
+    def watch(self, health: Health) -> None:
+        """The probes of this process speak for all of its children: those without which nothing goes on, and the others
+        as notes. One that is being started again is not ready; to end its parent for it would mend nothing."""
+
+        def problems(probe: str) -> str:
+            places = self._counting()
+            return "; ".join(told for place in places if (told := self._told(place, probe)))
+
+        def notes() -> str:
+            counting, told = {place.name for place in self._counting()}, []
+            for place in list(self.places):
+                probes = ("note",) if place.name in counting else ("live", "startup", "note")
+                told += [found for probe in probes if (found := self._told(place, probe))]
+            return "; ".join(told)
+
+        health.check("processes alive", lambda: problems("live"), "live")
+        health.check("processes begun", lambda: problems("startup"), "startup")
+        health.check("processes ready", lambda: problems("ready"), "ready")
+        health.check("processes", notes, "note")
+
+    def _counting(self) -> list[Place]:
+        places = list(self.places)
+        return [place for place in places if place.vital] or places
+
+    def _told(self, place: Place, probe: str) -> str:
+        child = place.child
+        if child is None:
+            return "" if probe in ("live", "note") else f"{place.name}: it is to be started again"
+        found = child.problems(probe, self._now_s()) if isinstance(child, Telling) else {}
+        return ", ".join(f"{place.name}: {problem}" for problem in found.values())
+
+    def run(
+        self,
+        stop: threading.Event,
+        between: Callable[[], None] = lambda: None,
+        ending: Callable[[], None] = lambda: None,
+    ) -> int:
+        """Blocks; call it from the main thread. `between` is called before each look, `ending` before all end."""
         code: int | None = None
         while code is None and not stop.wait(LOOK_EVERY_S):
+            between()
             code = self.look()
+        ending()
         self.end_all()
         return code or 0
 
@@ -121,7 +179,7 @@ class Supervisor:
         for child in children:
             child.send_signal(signal.SIGTERM)
         children += [child for child, _ in self._leaving]
-        until_s = self._now_s() + STOP_TIMEOUT_S
+        until_s = self._now_s() + self._stop_timeout_s
         while any(child.poll() is None for child in children) and self._now_s() < until_s:
             time.sleep(LOOK_EVERY_S / 5)
         for child in children:
@@ -140,14 +198,14 @@ def places(
     """`processes` workers for each context, each told the same proposal of how sections are composed. The first serves
     its metrics at `metrics_port`, each other one port on; with 0 all at free ports."""
 
-    def command(context: str, place: int) -> list[str]:
+    def command(context: str, place: int, number: int) -> list[str]:
         words = [sys.executable, "-m", "pipeline.streams.process", "--config", config_path, context]
         proposal = proposals.get(context)
         if proposal:
             words += ["--composition", msgspec.json.encode(proposal).decode()]
         if metrics_port is not None:
             words += ["--metrics-port", str(metrics_port + place if metrics_port else 0)]
-        return words
+        return [*words, "--number", str(number)]
 
     names = [(context, number + 1) for context in contexts for number in range(processes)]
-    return [Place(f"{context}/{number}", command(context, i)) for i, (context, number) in enumerate(names)]
+    return [Place(f"{context}/{number}", command(context, i, number)) for i, (context, number) in enumerate(names)]

@@ -60,6 +60,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self._kafka_offsets = KafkaOffsets(self)
         self.grace_s: float = getattr(self.app, "batch_grace_s", 10.0)
         self.in_outage = False
+        self.placed = False
+        """Whether partitions, if any, have been placed since the start; a rebalance places them again."""
         self._epoch = 0
         self._unplaced = True
         self._running: set[RecordBatch] = set()
@@ -193,8 +195,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         partitions = frozenset((tp.topic, tp.partition) for tp in assignment)
         async with self._offsets_lock:
             try:
-                asked = self.keeper.start_positions(partitions)
-                starts = await asyncio.wait_for(asked, PLACE_TIMEOUT_S) if partitions else {}
+                async with asyncio.timeout(PLACE_TIMEOUT_S):
+                    starts = await self.keeper.start_positions(partitions) if partitions else {}
             except (Retryable, TimeoutError) as error:
                 self._note_outage(f"{len(partitions)} partitions wait for their marks: {error or 'no answer in time'}")
                 return False
@@ -206,6 +208,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                 return False
             self.lanes = {TP(*partition): Lane(partition, start, self.limits) for partition, start in starts.items()}
             self._unplaced = False
+            self.placed = True
         self._note_recovery()
         return True
 

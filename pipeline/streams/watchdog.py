@@ -46,6 +46,10 @@ class Watchdog:
             moved[partition] = (committed, since_s if stands else now_s)
         self._moved = moved
 
+    def problem(self, now_s: float) -> str:
+        """The same without beginning to count: nothing while no sample has come."""
+        return "" if self._sampled_s is None else self.verdict(now_s) or ""
+
     def verdict(self, now_s: float) -> str | None:
         """Why the worker must end; None while all is well."""
         if self._sampled_s is None:

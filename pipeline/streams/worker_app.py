@@ -19,6 +19,7 @@ from pipeline.streams.offsets import MarkKeeper
 from pipeline.streams.publisher import Publisher
 from pipeline.streams.topics import Topics
 from pipeline.streams.transport import RecordBatchSchema
+from pipeline.streams.watchdog import Watchdog
 
 logger = get_logger(__name__)
 
@@ -40,6 +41,9 @@ class StreamSettings:
     session_timeout_s: float = 25.0
     stall_limit_s: float = 300.0
     batch_grace_s: float = 5.0
+    drain_s: float = 20.0
+    member: str | None = None
+    """Its own name in the group, which stays the same over a restart; see pipeline.streams.membership."""
     dirty_partitions: int = 8
     replication_factor: int = 1
     partition_fetch_bytes: int = 2 << 20
@@ -67,6 +71,9 @@ class WorkerApp(faust.App):  # type: ignore[misc]
     end_process: Callable[[Exception], NoReturn]
     kafka_topics: Topics
     watch_stop: threading.Event
+    watchdog: Watchdog
+    waits_for: str = ""
+    """What it cannot begin without, in words; empty where nothing is in its way."""
     publisher: Publisher | None = None
     opened: Opened | None = None
 
@@ -77,6 +84,7 @@ class WorkerApp(faust.App):  # type: ignore[misc]
         self.end_process = end_process
         self.kafka_topics = Topics(settings.bootstrap_servers, group, **settings.security)
         self.watch_stop = threading.Event()
+        self.watchdog = Watchdog(settings.stall_limit_s)
 
     async def on_stop(self) -> None:
         """Faust waits for batches and commits first; then the connections close."""
@@ -93,8 +101,11 @@ class WorkerApp(faust.App):  # type: ignore[misc]
         backoff, told = Backoff(), False
         while not self.should_stop:
             try:
-                return await work()
+                done = await work()
+                self.waits_for = ""
+                return done
             except Retryable as error:
+                self.waits_for = str(error)
                 if not told:
                     logger.warning("waiting, and trying again: %s", error)
                 told = True
@@ -113,6 +124,7 @@ def options(settings: StreamSettings) -> dict[str, Any]:
         "table_standby_replicas": 0,
         "stream_wait_empty": True,
         "consumer_auto_offset_reset": "earliest",
+        "consumer_group_instance_id": settings.member,
         "consumer_max_fetch_size": settings.partition_fetch_bytes,
         "broker_commit_interval": settings.commit_interval_s,
         "broker_commit_every": 1_000_000_000,

@@ -14,6 +14,7 @@ import pytest
 from pipeline.commands import _embedding_keeper
 from pipeline.commands._embedding_keeper import METRICS_PORTS, Keeper, place_of
 from pipeline.core.errors import Retryable
+from pipeline.core.running import RunningConfig
 from pipeline.ops.space_promotion import Step
 from pipeline.stores.memory_spaces import MemorySpaces
 from pipeline.stores.spaces import SpaceRecord
@@ -47,7 +48,7 @@ class World:
         self.definition: Definition | None = None
         self.closed = 0
         self.serves: int | None = 3
-        config: Any = SimpleNamespace()
+        config: Any = SimpleNamespace(running=RunningConfig())
         self.keeper = Keeper(config, "/etc/ctxpipe.yaml", plane_spec(), Path("/etc"), metrics_port)
         self.keeper._supervisor = Supervisor([], spawn=self._spawn, now_s=lambda: self.now_s)
         self.keeper._stores = SimpleNamespace(spaces=self.spaces, serving=self, close=self._close)  # type: ignore[assignment]
