@@ -298,6 +298,7 @@ class _Bounded:
         with suppress(TimeoutError, CtxpipeError):
             await asyncio.wait_for(self._watch.close(), CLOSE_TIMEOUT_S)
         looking.cancel()
+        looking.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody asks it any more
         await asyncio.wait([looking], timeout=CLOSE_TIMEOUT_S)
 
 
