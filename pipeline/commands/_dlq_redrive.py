@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.commands._dlq_scope import Scope
+    from pipeline.stores.redis_store import Stores
     from pipeline.streams.letter_choice import Choice
     from pipeline.streams.redrive import Redriven
+    from pipeline.streams.redrive_texts import TextRequests
+    from schemas.context import ContextSpec
 
 REASONS_SHOWN = 5
 REFUSED_SHOWN = 20
@@ -39,18 +42,25 @@ async def redriven(scope: Scope, name: str, choice: Choice, by: str, wait_s: flo
     was not.
     """
     from pipeline.core.errors import EnvironmentProblem, Retryable
+    from pipeline.stores.redis_store import context_settings, open_stores
+    from pipeline.streams.compose import context_stream
     from pipeline.streams.redrive import Redrive, Redriven
 
     if name not in scope.contexts:
         return Redriven(refused=choice.refused)
     async with AsyncExitStack() as stack:
-        from pipeline.streams.compose import context_stream
-
         spec = scope.contexts[name]
         box = await stack.enter_async_context(scope.box(name))
+        stores = await open_stores(context_settings(scope.config, spec))
+        stack.push_async_callback(stores.close)
+        if await stores.serving.known(spec) is None:
+            raise EnvironmentProblem(
+                f"no worker of {name} version {spec.version} has begun yet, and the first one decides how sections are "
+                "composed. Start `ctxpipe worker`, then redrive: it may run meanwhile"
+            )
         opened = await context_stream(scope.config, spec).open()
         stack.push_async_callback(opened.close)
-        texts = await _texts(scope, name, wait_s, stack)
+        texts = await _texts(scope, spec, stores, wait_s)
         replicas = scope.config.kafka.replication_factor
         redrive = Redrive(box, opened.flow, texts, by=by, replication_factor=replicas)
         done = 0
@@ -68,18 +78,14 @@ async def redriven(scope: Scope, name: str, choice: Choice, by: str, wait_s: flo
                 raise EnvironmentProblem(f"{error}. {left}") from error
 
 
-async def _texts(scope: Scope, name: str, wait_s: float, stack: AsyncExitStack) -> Any:
-    from pipeline.stores.redis_store import context_settings, open_stores
+async def _texts(scope: Scope, spec: ContextSpec, stores: Stores, wait_s: float) -> TextRequests:
     from pipeline.streams.redrive_texts import TextRequests
 
-    kafka, spec = scope.config.kafka, scope.contexts[name]
+    kafka, embeds = scope.config.kafka, spec.embedding is not None
     waited: dict[str, Any] = {}
-    if spec.embedding is not None:
-        stores = await open_stores(context_settings(scope.config, spec))
-        stack.push_async_callback(stores.close)
+    if embeds:
         spaces = [one.space for one in await stores.spaces.all() if one.state != "retired"]
         waited = {"states": stores.vector_states, "spaces": spaces, "wait_s": wait_s}
-    embeds = spec.embedding is not None
     return TextRequests(kafka.bootstrap_servers, spec.context, spec.version, embeds, **waited, **kafka.security)
 
 
