@@ -17,6 +17,7 @@ BENCHES = MappingProxyType(
         "search": "Recall and latency of the vector index over real texts while they change, and its memory.",
         "freshness": "Time from a commit in Postgres to the bundle readable in Redis.",
         "lookup": "Answers per second and their times, beside bare tools and Feast, while bundles change.",
+        "lag": "What the collector costs: processor time per sample of many partitions that all lag.",
         "read-your-writes": "Lookups with the position of a write: none that is called fresh may lack it.",
     }
 )

@@ -87,6 +87,14 @@ def test_capture_of_wide_columns(
         assert 0 < result["sync_wait_ms"]["p50"] < 2 * result["commitlog_sync_period_ms"]
 
 
+def test_lag(kafka_bootstrap: str, tmp_path: Path) -> None:
+    small = ["--partitions", "50", "--records", "20", "--samples", "2", "--bootstrap-servers", kafka_bootstrap]
+    result = _bench(tmp_path, "lag", *small)
+    assert (result["partitions"], result["known"]) == (50, 50), "the age of each is known"
+    assert 0 < result["cpu_s"]["median"] <= result["cpu_s"]["greatest"]
+    assert set(result) >= {"idle_cpu_s", "wall_s", "environment"}
+
+
 LOAD_KEYS = {"answers_per_s", "p50_ms", "p99_ms", "p99_9_ms", "lateness_ms", "codes", "statuses", "rungs", "refused"}
 
 
