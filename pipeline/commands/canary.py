@@ -26,7 +26,8 @@ ANY_KEY = "0"
 @click.option(
     "--metrics-port",
     type=click.IntRange(0, 65535),
-    help="Serve /metrics, /livez, /readyz, /startupz and /canaries on 127.0.0.1; 0 takes a free port.",
+    help="Serve /metrics, /livez, /readyz, /startupz and /canaries at this port of `running: metrics_host`; 0 takes a "
+    "free one.",
 )
 @click.option("--config", "config_path", envvar="CTXPIPE_CONFIG", default="ctxpipe.yaml", show_default=True)
 def command(prepare: bool, as_json: bool, metrics_port: int | None, config_path: str) -> None:
@@ -128,7 +129,7 @@ async def _run(
     from pipeline.core import logging as logs
     from pipeline.core.clock import SystemClock
 
-    logs.configure()
+    logs.configure(config.running.level)
     running = asyncio.current_task()
     assert running is not None
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -156,7 +157,7 @@ async def _run(
                 for plan in plans
             ]
             teller = Teller(canaries, SystemClock())
-            _serve_health(teller, [plan.source for plan in plans], metrics_port)
+            _serve_health(teller, [plan.source for plan in plans], metrics_port, config.running.metrics_host)
             told = (f"{len(slots[plan.source])} rows in {plan.source} every {plan.every_s:g} s" for plan in plans)
             click.echo(f"canaries: {', '.join(told)}, looked up at {', '.join(clients)}", err=True)
             async with asyncio.TaskGroup() as tasks:
@@ -188,7 +189,7 @@ def _others(plan: CanaryPlan, contexts: Mapping[str, ContextSpec]) -> dict[str, 
     }
 
 
-def _serve_health(teller: Teller, sources: Sequence[str], metrics_port: int | None) -> None:
+def _serve_health(teller: Teller, sources: Sequence[str], metrics_port: int | None, host: str) -> None:
     import json
     from functools import partial
 
@@ -201,4 +202,4 @@ def _serve_health(teller: Teller, sources: Sequence[str], metrics_port: int | No
     health.started()
     if metrics_port is not None:
         pages = {"/canaries": lambda: (json.dumps({"canaries": teller.as_objects()}).encode(), "application/json")}
-        click.echo(f"metrics at http://127.0.0.1:{serve(metrics_port, health, pages=pages)}/metrics", err=True)
+        click.echo(f"metrics at http://{host}:{serve(metrics_port, health, host, pages)}/metrics", err=True)

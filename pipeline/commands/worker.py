@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 @click.option(
     "--health-port",
     type=click.IntRange(0, 65535),
-    help="Serve /livez, /readyz and /startupz of all processes together; 0 takes a free port.",
+    help="Serve /livez, /readyz and /startupz of all processes together, and as one page the /metrics of those that "
+    "have a --metrics-port; 0 takes a free port.",
 )
 @click.option(
     "--role",
@@ -93,6 +94,7 @@ def _supervise(config: Config, wanted: Sequence[Place], health_port: int | None)
     import signal
     import threading
 
+    from pipeline.commands._worker_pages import pages_of
     from pipeline.core.health import Health, serve
     from pipeline.core.reloading import Reloading, hears_hangups
     from pipeline.streams.supervisor import MARGIN_S, Supervisor
@@ -102,7 +104,8 @@ def _supervise(config: Config, wanted: Sequence[Place], health_port: int | None)
     supervisor.watch(health)
     if health_port is not None:
         host = config.running.metrics_host
-        click.echo(f"health at http://{host}:{serve(health_port, health, host)}/readyz", err=True)
+        port = serve(health_port, health, host, pages_of(lambda: list(supervisor.places)))
+        click.echo(f"health at http://{host}:{port}/readyz", err=True)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     if hears_hangups():

@@ -8,8 +8,11 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipeline.commands._embedding_keeper import place_of
+from pipeline.commands._worker_pages import metrics_ports, pages_of
 from pipeline.core.health import Health, serve
 from pipeline.core.metric_pages import merged, read_pages
+from pipeline.streams.supervisor import Place, places
 
 
 def page(events: int, age_s: float) -> str:
@@ -56,3 +59,27 @@ def test_pages_are_read_from_those_that_answer() -> None:
     assert set(pages) == {"there"}
     assert "process_start_time_seconds" in pages["there"]
     assert read_pages({}) == {}
+
+
+def test_a_worker_knows_the_ports_of_its_processes() -> None:
+    made = places("ctxpipe.yaml", ["shop"], 2, {}, metrics_port=9101)
+    made.append(place_of("ctxpipe.yaml", "shop", 9103))
+    assert metrics_ports(made) == {
+        "shop/1": 9101, "shop/2": 9102,
+        "shop/spaces/1": 9103, "shop/spaces/2": 9104, "shop/spaces/3": 9105, "shop/spaces/4": 9106,
+    }  # fmt: skip
+    assert metrics_ports(places("ctxpipe.yaml", ["shop"], 2, {})) == {}
+    assert metrics_ports(places("ctxpipe.yaml", ["shop"], 2, {}, metrics_port=0)) == {}
+
+
+def test_the_page_of_a_worker_has_its_own_series_and_those_of_the_processes_that_answer() -> None:
+    port = serve(0, Health("test"))
+    here = Place("shop/1", ["python", "--metrics-port", str(port)])
+    gone = Place("shop/2", ["python", "--metrics-port", "1"])
+    body, _ = pages_of(lambda: [here, gone])["/metrics"]()
+    told = {
+        sample.labels.get("process")
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+    }
+    assert told == {"supervisor", "shop/1"}

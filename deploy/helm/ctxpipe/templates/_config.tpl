@@ -2,7 +2,8 @@
 {{- define "ctxpipe.config" -}}
 {{- $root := . -}}
 {{- $config := deepCopy .Values.config -}}
-{{- $running := dict "metrics_host" "0.0.0.0" "drain_s" .Values.drainSeconds -}}
+{{- /* while it pauses, serve asks its callers to close their connections, so that none sends into a closing one */ -}}
+{{- $running := dict "metrics_host" "0.0.0.0" "drain_s" .Values.drainSeconds "pause_s" 5 -}}
 {{- $_ := set $config "running" (mergeOverwrite $running ($config.running | default dict)) -}}
 {{- $serve := dict "host" "0.0.0.0" "port" .Values.serve.port "data_directory" "/data" -}}
 {{- if .Values.serve.unprotected }}{{ $_ := set $serve "unprotected" true }}{{ end -}}

@@ -168,6 +168,6 @@ spec:
 
 {{/* Seconds from the wish to end a pod to SIGKILL: the pause before SIGTERM, what the role does then, and some. */}}
 {{- define "ctxpipe.grace" -}}
-{{- $pause := dig "running" "pause_s" 0 .root.Values.config | ceil | int -}}
+{{- $pause := dig "running" "pause_s" 5 .root.Values.config | ceil | int -}}
 {{ add (int .preStopSeconds) $pause .root.Values.drainSeconds 10 }}
 {{- end -}}
