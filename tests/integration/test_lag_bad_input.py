@@ -7,7 +7,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
-from deploy.local.kafka import KafkaServer
 from pipeline.core import metrics
 from pipeline.ops.lag.collector import Collector
 from pipeline.ops.lag.model import OK, REWIND, STOP, UNKNOWN, GroupLag
 from pipeline.ops.lag.publishing import LagMetrics
 from pipeline.ops.lag.windows import Rules
 from tests.support.eventually import eventually
+from tests.support.lag_kafka import DESCRIBE, GROUP, READ, TOPIC, GuardedKafka
 from tests.support.lag_world import Consumer, collecting, commit, numbers_in, partitions_of, writing
+from tests.support.servers import LocalRoot
 from tests.support.streams import make_topic, new_name
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(120)]
@@ -137,25 +138,43 @@ async def test_a_look_during_a_rebalance(kafka_bootstrap: str, tmp_path: Path) -
                 one.end()
 
 
-async def test_a_broker_that_is_away_and_comes_back(make_kafka: Callable[..., KafkaServer]) -> None:
-    kafka = make_kafka()
+@pytest.fixture
+def guarded(local_root: LocalRoot) -> Iterator[GuardedKafka]:
+    server = GuardedKafka(**local_root.place("guarded-kafka"), heap_mib=384)
+    server.start()
+    yield server
+    server.resume()
+    server.kill()
+    server.remove_data()
+
+
+async def test_rights_to_describe_and_read_are_enough_and_a_broker_may_go_away(guarded: GuardedKafka) -> None:
     topic, group = new_name("orders"), new_name("readers")
-    await make_topic(kafka.address, topic, 1)
-    async with writing(kafka.address, topic) as writer:
+    await make_topic(guarded.address, topic, 1)
+    async with writing(guarded.address, topic) as writer:
         await writer.write(10)
-    await commit(kafka.address, group, {(topic, 0): 10})
+    await commit(guarded.address, group, {(topic, 0): 6})
+    await commit(guarded.address, new_name("readers"), {(topic, 0): 6})
     rules = Rules(interval_s=0.2, commit_interval_s=0.5)
-    async with collecting(kafka.address, group, timeout_s=1.0, rules=rules) as collector:
-        await seen(collector, group, lambda one: one.status == OK)
-        kafka.pause()
+    where = guarded.guarded_address
+    async with collecting(where, group, timeout_s=1.0, rules=rules, security=guarded.login) as collector:
+        await guarded.grant([(GROUP, group, DESCRIBE), (TOPIC, topic, DESCRIBE)])
+        found = await seen(collector, group, lambda one: one.status == STOP)
+        assert (found.lag_records, found.lag_s) == (4, None) and "TopicAuthorizationFailed" in found.lag_problem
+        assert collector.report is not None and len(collector.report.groups) == 1, "what we may not see is not there"
+        await guarded.grant([(TOPIC, topic, READ)])
+        found = await seen(collector, group, lambda one: one.lag_s is not None)
+        assert partitions_of(found)[0].lag_basis == "source"
+
+        guarded.pause()
         began_s = time.monotonic()
-        found = await look(collector, group)
+        gone = await look(collector, group)
         assert time.monotonic() - began_s < 15, "a broker that hangs holds nothing up"
-        assert found is not None and (found.status, found.lag_s) == (UNKNOWN, None) and found.reason
+        assert gone is not None and (gone.status, gone.lag_s) == (UNKNOWN, None) and gone.reason
         report = collector.report
-        assert report is not None and not report.collector.parts[0].up and report.findings[0].severity == "wrong"
-        kafka.resume()
-        await seen(collector, group, lambda one: one.status == OK, 60.0)
-        await asyncio.to_thread(kafka.kill)
-        found = await look(collector, group)
-        assert found is not None and found.status == UNKNOWN
+        assert not report.collector.parts[0].up and report.findings[0].severity == "wrong"
+        guarded.resume()
+        await seen(collector, group, lambda one: one.status == STOP, 60.0)
+        await asyncio.to_thread(guarded.kill)
+        gone = await look(collector, group)
+        assert gone is not None and gone.status == UNKNOWN

@@ -112,13 +112,15 @@ async def collecting(
     timeout_s: float = 5.0,
     rules: Rules | None = None,
     shown: LagMetrics | None = None,
+    security: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Collector]:
     """Watches the groups that begin with this name."""
     rules = rules or Rules(interval_s=INTERVAL_S, commit_interval_s=0.5)
     watched = Watched((f"{group}*",), expected=expected or {})
     topics = tuple(topic for topics in watched.expected.values() for topic in topics)
     settings = Settings(INTERVAL_S, timeout_s, has=watched.has, expected_topics=topics)
-    collector = Collector(Sampler(bootstrap, timeout_s=timeout_s), Judge(rules, watched), settings, shown=shown)
+    sampler = Sampler(bootstrap, timeout_s=timeout_s, **(security or {}))
+    collector = Collector(sampler, Judge(rules, watched), settings, shown=shown)
     try:
         yield collector
     finally:
