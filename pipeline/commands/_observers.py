@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import ConfigError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def observers(config: Config, sources: Iterable[str], traces: Traces | None) -> dict[str, Observer]:
+def observers(config: Config, sources: Sequence[str], traces: Traces | None) -> dict[str, Observer]:
     """One per source. Where the files of contexts are not at hand, nothing is told by context, and the rest works."""
     from connectors.observing import Observer
     from pipeline.core.clock import SystemClock
@@ -31,8 +31,10 @@ def observers(config: Config, sources: Iterable[str], traces: Traces | None) -> 
         specs = {}
     topics: dict[str, list[Freshness]] = {}
     for spec in specs.values():
-        freshness = Freshness(spec.context, spec.serving, ("captured", "in_kafka"))
-        for topic in {config.topic(entity.source, entity.table) for entity in spec.entities.values()}:
-            topics.setdefault(topic, []).append(freshness)
+        entities = [entity for entity in spec.entities.values() if entity.source in sources]
+        if entities:
+            freshness = Freshness(spec.context, spec.serving, ("captured", "in_kafka"))
+            for topic in {config.topic(entity.source, entity.table) for entity in entities}:
+                topics.setdefault(topic, []).append(freshness)
     one_in = config.telemetry.trace_one_batch_in
     return {name: Observer(name, SystemClock(), topics, traces, one_in) for name in sources}

@@ -27,6 +27,7 @@ from pipeline.streams.worker_app import StreamSettings
 from schemas.bundle import ROOT_UNIT
 from schemas.context import ContextSpec, Stage
 from schemas.record import Record
+from schemas.topics import consumer_group
 
 if TYPE_CHECKING:
     from pipeline.core.config import Config
@@ -134,7 +135,8 @@ def _journeys(spec: ContextSpec, plan: Plan, foreign: bool) -> Journeys:
 
     stages: tuple[Stage, ...] = ("applied", "assembled", "in_redis")
     freshness = Freshness(spec.context, spec.serving, ("in_kafka", *stages) if foreign else stages)
-    return Journeys(spec.context, SystemClock(), freshness, telemetry.traces(), root_key)
+    group = consumer_group(spec.context, spec.version)
+    return Journeys(spec.context, SystemClock(), freshness, telemetry.traces(), root_key, group)
 
 
 class BundlesBefore:

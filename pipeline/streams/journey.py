@@ -37,8 +37,9 @@ class Journeys:
         freshness: Freshness | None = None,
         traces: Traces | None = None,
         root_key: Callable[[Record], str | None] = lambda record: None,
+        group: str = "",
     ) -> None:
-        self._context, self._clock = context, clock
+        self._context, self._clock, self._group = context, clock, group
         self._freshness, self._traces, self._root_key = freshness, traces, root_key
         self._finished: dict[Partition, int] = {}
         self.live = False
@@ -70,10 +71,8 @@ class Journeys:
         assert self._traces is not None
         found = traced(record for batch in batches for record in batch.records)
         links = [headers for _, headers in found]
-        about: dict[str, str | int] = {
-            "context": self._context,
-            "records": sum(len(batch.records) for batch in batches),
-        }
+        count = sum(len(batch.records) for batch in batches)
+        about: dict[str, str | int] = {"context": self._context, "group": self._group, "records": count}
         begin = self._traces.begin
         return [
             (record, begin(f"process {record.topic}", "consumer", headers, _place(record) | about, links=links))

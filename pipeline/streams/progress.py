@@ -102,9 +102,11 @@ async def watch_watermarks(app: Any) -> None:
     """Every worker reads those of all, so that one of them is enough to tell that another one stands still."""
     while not app.should_stop and app.handler is None:
         await app.sleep(LOOK_EVERY_S)
+    topics = frozenset(app.context_stream.topics)
     while not app.should_stop:
         applied = await app.until_it_works(app.opened.marks.read_applied) or {}
-        app.shown.watermarks(watermarks_us(applied))
+        # A table that has left the spec stands still for ever.
+        app.shown.watermarks(watermarks_us({place: one for place, one in applied.items() if place[0] in topics}))
         await app.sleep(WATERMARKS_EVERY_S)
 
 

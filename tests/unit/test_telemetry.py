@@ -222,7 +222,8 @@ def batch(*records: Record) -> RecordBatch:
 
 
 def journeys(spans: Spans) -> Journeys:
-    return Journeys("flights", QuickClock(), None, spans.traces, lambda record: (record.key or b"").decode())
+    clock = QuickClock()
+    return Journeys("flights", clock, None, spans.traces, lambda record: (record.key or b"").decode(), "ctxpipe.f.v1")
 
 
 def report(events: int, *keys: str) -> BatchReport:
@@ -244,6 +245,7 @@ def test_a_single_change_is_followed_through_its_stages_and_on(spans: Spans) -> 
         "messaging.destination.name": "shop.public.orders",
         "messaging.destination.partition.id": "3",
         "messaging.kafka.offset": 7,
+        "messaging.consumer.group.name": "ctxpipe.f.v1",
         "ctxpipe.context": "flights",
     }.items()
     assert not any("key" in name for span in found.values() for name in span.attributes or {})
