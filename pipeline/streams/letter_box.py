@@ -8,32 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
+from aiokafka import AIOKafkaProducer, ConsumerRecord
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from pipeline.core.errors import EnvironmentProblem, Retryable
 from pipeline.streams.decisions import Decision, Verdicts, decode_decision, encode_decision
-from pipeline.streams.kafka_errors import REFUSALS
 from pipeline.streams.letters import Heading, decode_heading
-from pipeline.streams.topics import Topics
+from pipeline.streams.offset_reader import POLL_RECORDS_MAX, Extent, OffsetReader
 from schemas.topics import dead_letter_topic, decision_topic
 
-REQUEST_TIMEOUT_S = 15.0
-POLL_RECORDS_MAX = 500
 WINDOW_FIRST, WINDOW_MAX = 200, 5_000
 DECISIONS_CONFIG = {"cleanup.policy": "compact", "retention.bytes": "-1", "max.message.bytes": "1048588"}
 
 logger = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +41,6 @@ class Found:
     @property
     def failed_at_ms(self) -> int:
         return self.letter.failed_at_ms or self.written_ms
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """Offsets of the letters that the topic holds: `first` up to but without `end`. What lay before `first` is gone."""
-
-    first: int
-    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +59,16 @@ class DeadLetterBox:
     tasks at once: they would share one place of reading.
     """
 
-    def __init__(self, bootstrap_servers: str, name: str, **security: Any) -> None:
-        self.name, self._address = name, bootstrap_servers
+    def __init__(self, bootstrap_servers: str, name: str, reader: OffsetReader | None = None, **security: Any) -> None:
+        """`reader`: one that several boxes share; whoever made it closes it."""
+        self.name = name
         self._settings = {"bootstrap_servers": bootstrap_servers, **security}
-        self._topics = Topics(bootstrap_servers, "", **security)
+        self._reader = reader or OffsetReader(bootstrap_servers, **security)
+        self._own = reader is None
+        self._existing: set[str] | None = None
+        self._alone = False
         self._letters = TopicPartition(dead_letter_topic(name), 0)
         self._decisions = TopicPartition(decision_topic(name), 0)
-        self._reader: AIOKafkaConsumer | None = None
         self._writer: AIOKafkaProducer | None = None
 
     async def __aenter__(self) -> DeadLetterBox:
@@ -92,12 +81,15 @@ class DeadLetterBox:
 
     async def close(self) -> None:
         """Closes the connections; the box may be used again."""
-        reader, self._reader, writer, self._writer = self._reader, None, self._writer, None
-        if reader is not None:
-            await reader.stop()
+        writer, self._writer = self._writer, None
         if writer is not None:
             await writer.stop()
-        await self._topics.stop()
+        if self._own:
+            await self._reader.close()
+
+    def know(self, existing: set[str]) -> None:
+        """All topics there are now, for whoever looks into many boxes and asks once."""
+        self._existing = existing
 
     async def extent(self) -> Extent | None:
         """None where nobody has made the topic yet."""
@@ -105,9 +97,7 @@ class DeadLetterBox:
 
     async def offset_at(self, time_ms: int) -> int | None:
         """Of the first letter written at that time or later; None where there is none."""
-        reader = await self._started()
-        found = (await self._mapped(reader.offsets_for_times({self._letters: time_ms})))[self._letters]
-        return None if found is None else int(found.offset)
+        return await self._reader.offset_at(self._letters, time_ms)
 
     async def verdicts(self) -> Verdicts:
         """Everything that was decided so far."""
@@ -121,7 +111,7 @@ class DeadLetterBox:
         extent = await self._extent(self._decisions)
         if extent is None:
             return
-        async for records in self._records(self._decisions, max(start, extent.first), extent.end):
+        async for records in self._reader.records(self._decisions, max(start, extent.first), extent.end):
             for record in records:
                 try:
                     yield decode_decision(record.value), record.offset + 1
@@ -130,7 +120,7 @@ class DeadLetterBox:
 
     async def oldest_first(self, start: int, end: int) -> AsyncIterator[list[Found]]:
         """Letters from `start` up to but without `end`, some at a time."""
-        async for records in self._records(self._letters, start, end):
+        async for records in self._reader.records(self._letters, start, end):
             yield _found(records)
 
     async def newest_first(self, start: int, end: int) -> AsyncIterator[list[Found]]:
@@ -148,7 +138,7 @@ class DeadLetterBox:
         wanted = sorted(number for number in set(numbers) if extent and extent.first <= number < extent.end)
         for part in _near(wanted):
             kept = set(part)
-            async for records in self._records(self._letters, part[0], part[-1] + 1):
+            async for records in self._reader.records(self._letters, part[0], part[-1] + 1):
                 for record in records:
                     if record.offset in kept:
                         yield record.offset, record.value or b""
@@ -167,7 +157,7 @@ class DeadLetterBox:
         extent = await self._extent(place)
         if extent is None or not extent.first <= offset < extent.end:
             return None
-        async for records in self._records(place, offset, offset + 1):
+        async for records in self._reader.records(place, offset, offset + 1):
             return records[0] if records and records[0].offset == offset else None
         return None
 
@@ -178,25 +168,25 @@ class DeadLetterBox:
             return
         topic, writer = self._decisions.topic, self._writer
         if writer is None:
-            await self._topics.create(topic, 1, replication_factor, DECISIONS_CONFIG)
+            await self._reader.topics.create(topic, 1, replication_factor, DECISIONS_CONFIG)
             writer = AIOKafkaProducer(acks="all", enable_idempotence=True, linger_ms=5, **self._settings)
             try:
-                await self._mapped(writer.start())
+                await self._reader.mapped(writer.start())
             except (Retryable, EnvironmentProblem):
                 await writer.stop()
                 raise
             self._writer = writer
-        sent = [await self._mapped(writer.send(topic, value, key=key, partition=0)) for key, value in records]
-        await self._mapped(asyncio.gather(*sent))
+        sent = [await self._reader.mapped(writer.send(topic, value, key=key, partition=0)) for key, value in records]
+        await self._reader.mapped(asyncio.gather(*sent))
 
     async def retention(self) -> Retention:
         """As the topic is configured now; unknown where we may not ask."""
         admin = AIOKafkaAdminClient(**self._settings)
         wanted = {"retention.ms": None, "retention.bytes": None, "cleanup.policy": None}
         try:
-            await self._mapped(admin.start())
+            await self._reader.mapped(admin.start())
             resource = ConfigResource(ConfigResourceType.TOPIC, self._letters.topic, wanted)
-            (response, *_) = await self._mapped(admin.describe_configs([resource]))
+            (response, *_) = await self._reader.mapped(admin.describe_configs([resource]))
         except EnvironmentProblem:
             return Retention(known=False)
         finally:
@@ -210,64 +200,18 @@ class DeadLetterBox:
         return Retention(_limit(values.get("retention.ms")), _limit(values.get("retention.bytes")))
 
     async def _extent(self, place: TopicPartition) -> Extent | None:
-        if place.topic not in await self._topics.existing():
+        existing = self._existing if self._existing is not None else await self._reader.topics.existing()
+        if place.topic not in existing:
             return None
-        if place.topic == self._letters.topic:
-            await self._refuse_partitions()
-        reader = await self._started()
-        first = (await self._mapped(reader.beginning_offsets([place])))[place]
-        end = (await self._mapped(reader.end_offsets([place])))[place]
-        return Extent(first, max(first, end))
-
-    async def _refuse_partitions(self) -> None:
-        topic = self._letters.topic
-        count = len(await self._topics.partitions([topic]))
-        if count > 1:
-            raise EnvironmentProblem(
-                f"{topic} has {count} partitions, and dead letters are named by their place in one. Make the topic "
-                "anew with a single partition, or let ctxpipe make it"
-            )
-
-    async def _records(self, place: TopicPartition, start: int, end: int) -> AsyncIterator[list[ConsumerRecord]]:
-        """What lies in these offsets, some at a time; ends early where the topic lost its beginning meanwhile."""
-        if start >= end:
-            return
-        reader = await self._started()
-        reader.assign([place])
-        reader.seek(place, start)
-        quiet = 0
-        while await self._mapped(reader.position(place)) < end:
-            got = await self._mapped(reader.getmany(place, timeout_ms=1000, max_records=POLL_RECORDS_MAX))
-            records = [record for record in got.get(place, ()) if start <= record.offset < end]
-            quiet = 0 if records else quiet + 1
-            if quiet > REQUEST_TIMEOUT_S:
-                raise Retryable(f"Kafka at {self._address} does not give the records of {place.topic}")
-            if records:
-                yield records
-
-    async def _started(self) -> AIOKafkaConsumer:
-        if self._reader is None:
-            reader = AIOKafkaConsumer(
-                group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", **self._settings
-            )
-            try:
-                await self._mapped(reader.start())
-            except (Retryable, EnvironmentProblem):
-                await reader.stop()
-                raise
-            self._reader = reader
-        return self._reader
-
-    async def _mapped(self, request: Awaitable[Result]) -> Result:
-        """The one table from aiokafka's errors to ours."""
-        try:
-            return await asyncio.wait_for(request, REQUEST_TIMEOUT_S)
-        except REFUSALS as error:
-            raise EnvironmentProblem(
-                f"Kafka at {self._address} refuses us: {error!r}; check user and grants"
-            ) from error
-        except (KafkaError, TimeoutError, OSError) as error:
-            raise Retryable(f"Kafka at {self._address} does not answer ({error!r})") from error
+        if place == self._letters and not self._alone:
+            count = len(await self._reader.topics.partitions([place.topic]))
+            if count > 1:
+                raise EnvironmentProblem(
+                    f"{place.topic} has {count} partitions, and dead letters are named by their place in one. Make the "
+                    "topic anew with a single partition, or let ctxpipe make it"
+                )
+            self._alone = count == 1
+        return await self._reader.extent(place)
 
 
 def _near(numbers: Sequence[int]) -> list[list[int]]:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.streams.decisions import OPEN, Decision, State, Verdicts, state_of
-from pipeline.streams.letter_box import DeadLetterBox, Extent, Found
+from pipeline.streams.letter_box import DeadLetterBox, Found
 from pipeline.streams.letters import Heading
+from pipeline.streams.offset_reader import Extent
 from schemas.topics import table_topic
 
 REASONS_MAX = 1_000

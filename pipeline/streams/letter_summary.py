@@ -17,7 +17,8 @@ import msgspec
 from pipeline.core import metrics
 from pipeline.core.clock import Clock, SystemClock
 from pipeline.streams.decisions import OPEN, Verdicts
-from pipeline.streams.letter_box import DeadLetterBox, Extent, Found, Retention
+from pipeline.streams.letter_box import DeadLetterBox, Found, Retention
+from pipeline.streams.offset_reader import Extent, OffsetReader
 
 RETENTION_LOOK_S = 300.0
 WAITING_MAX = 1_000_000
@@ -88,16 +89,22 @@ class LetterWatch:
         self, bootstrap_servers: str, names: Iterable[str], clock: Clock | None = None, **security: Any
     ) -> None:
         self._clock = clock or SystemClock()
-        self._boxes = [_Watched(DeadLetterBox(bootstrap_servers, name, **security)) for name in dict.fromkeys(names)]
+        self._reader = reader = OffsetReader(bootstrap_servers, **security)
+        boxes = [DeadLetterBox(bootstrap_servers, name, reader, **security) for name in dict.fromkeys(names)]
+        self._watched = [_Watched(box) for box in boxes]
 
     async def look(self) -> list[DeadLetterSummary]:
         """One for each name that has a topic, in their order. Raises Retryable while Kafka is away."""
-        found = [await watched.look(self._clock) for watched in self._boxes]
+        existing = await self._reader.topics.existing()
+        found = []
+        for watched in self._watched:
+            watched.box.know(existing)
+            found.append(await watched.look(self._clock))
         return [summary for summary in found if summary is not None]
 
     async def close(self) -> None:
-        for watched in self._boxes:
-            await watched.box.close()
+        """Closes the connections; the watch may be used again."""
+        await self._reader.close()
 
 
 class _Waiting(msgspec.Struct, frozen=True, gc=False):

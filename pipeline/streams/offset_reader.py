@@ -1,0 +1,102 @@
+"""Reading Kafka by offsets, without a group: which offsets a partition has, and what lies in some of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord
+from aiokafka.errors import KafkaError
+from aiokafka.structs import TopicPartition
+
+from pipeline.core.errors import EnvironmentProblem, Retryable
+from pipeline.streams.kafka_errors import REFUSALS
+from pipeline.streams.topics import Topics
+
+REQUEST_TIMEOUT_S = 15.0
+POLL_RECORDS_MAX = 500
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Offsets of the records that a partition holds: `first` up to but without `end`. What lay before `first` is
+    gone."""
+
+    first: int
+    end: int
+
+
+class OffsetReader:
+    """One connection for many topics, one after the other: not for several tasks at once. `close` it.
+
+    Every method raises Retryable while Kafka is away, and EnvironmentProblem where it refuses us.
+    """
+
+    def __init__(self, bootstrap_servers: str, **security: Any) -> None:
+        self.address = bootstrap_servers
+        self._settings = {"bootstrap_servers": bootstrap_servers, **security}
+        self.topics = Topics(bootstrap_servers, "", **security)
+        self._consumer: AIOKafkaConsumer | None = None
+
+    async def close(self) -> None:
+        """Closes the connections; the object may be used again."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await consumer.stop()
+        await self.topics.stop()
+
+    async def extent(self, place: TopicPartition) -> Extent:
+        """Of a topic that is there."""
+        consumer = await self._started()
+        first = (await self.mapped(consumer.beginning_offsets([place])))[place]
+        end = (await self.mapped(consumer.end_offsets([place])))[place]
+        return Extent(first, max(first, end))
+
+    async def offset_at(self, place: TopicPartition, time_ms: int) -> int | None:
+        """Of the first record written at that time or later; None where there is none."""
+        consumer = await self._started()
+        found = (await self.mapped(consumer.offsets_for_times({place: time_ms})))[place]
+        return None if found is None else int(found.offset)
+
+    async def records(self, place: TopicPartition, start: int, end: int) -> AsyncIterator[list[ConsumerRecord]]:
+        """What lies in these offsets, some at a time; ends early where the topic lost its beginning meanwhile."""
+        if start >= end:
+            return
+        consumer = await self._started()
+        consumer.assign([place])
+        consumer.seek(place, start)
+        quiet = 0
+        while await self.mapped(consumer.position(place)) < end:
+            got = await self.mapped(consumer.getmany(place, timeout_ms=1000, max_records=POLL_RECORDS_MAX))
+            records = [record for record in got.get(place, ()) if start <= record.offset < end]
+            quiet = 0 if records else quiet + 1
+            if quiet > REQUEST_TIMEOUT_S:
+                raise Retryable(f"Kafka at {self.address} does not give the records of {place.topic}")
+            if records:
+                yield records
+
+    async def mapped(self, request: Awaitable[Result]) -> Result:
+        """The one table from aiokafka's errors to ours."""
+        try:
+            return await asyncio.wait_for(request, REQUEST_TIMEOUT_S)
+        except REFUSALS as error:
+            raise EnvironmentProblem(f"Kafka at {self.address} refuses us: {error!r}; check user and grants") from error
+        except (KafkaError, TimeoutError, OSError) as error:
+            raise Retryable(f"Kafka at {self.address} does not answer ({error!r})") from error
+
+    async def _started(self) -> AIOKafkaConsumer:
+        if self._consumer is None:
+            consumer = AIOKafkaConsumer(
+                group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", **self._settings
+            )
+            try:
+                await self.mapped(consumer.start())
+            except (Retryable, EnvironmentProblem):
+                await consumer.stop()
+                raise
+            self._consumer = consumer
+        return self._consumer
