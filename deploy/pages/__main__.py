@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from deploy.pages import boards, boards_of_roles
+from deploy.pages import board_of_guard, boards, boards_of_roles
 from deploy.pages.metric_list import with_metrics
 from deploy.pages.panels import Dashboard, as_json
 from pipeline.core.metrics import DEFINITIONS
@@ -19,6 +19,7 @@ DASHBOARDS: Mapping[str, Callable[[], Dashboard]] = {
     "lookup": boards_of_roles.lookup,
     "embedding": boards_of_roles.embedding,
     "sources": boards_of_roles.sources,
+    "guard": board_of_guard.guard,
 }
 
 

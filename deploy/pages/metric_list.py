@@ -14,6 +14,7 @@ ROLES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("`ctxpipe worker`, bundles", ("worker", "watermark")),
     ("`ctxpipe worker`, embedding", ("embedding",)),
     ("`ctxpipe serve`", ("lookup", "active_space", "search", "replica")),
+    ("Whoever calls models through `pipeline.guard`", ("guard",)),
     ("Every role on a change's way: connect, worker, serve", ("freshness",)),
     ("`ctxpipe canary`", ("canary",)),
     ("`ctxpipe collector`", ("group", "partition", "collector", "source", "dead_letters")),

@@ -34,6 +34,8 @@ LATENCIES_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.
 """Bounds around the promises: lookups within 20 ms, freshness within 8 and 30 ms."""
 FRESHNESS_S = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 900, 3600)
 """Bounds of ages: from the promise of a live change to a backlog of an hour."""
+MODEL_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+"""Bounds that OpenTelemetry asks for of calls to models."""
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 
 
@@ -230,6 +232,33 @@ dead_letters_bundles = _gauge("ctxpipe_dead_letters_bundles", "Bundles that are 
 dead_letters_oldest = _gauge("ctxpipe_dead_letters_oldest_age_seconds", "Age of the oldest.", "context")
 dead_letters_expiry = _gauge("ctxpipe_dead_letters_expiry_seconds", "Until the oldest expires.", "context")
 dead_letters_expired = _counter("ctxpipe_dead_letters_expired_total", "Gone by expiry, never looked at.", "context")
+
+# Guard: calls to models, whichever rung answers.
+guard_answers = _counter("ctxpipe_guard_answers_total", "Calls, by who answered and why.", "task", "rung", "reason")
+guard_seconds = _histogram("ctxpipe_guard_seconds", "Time of a call, all attempts.", MODEL_S, "task", "rung")
+guard_late = _counter("ctxpipe_guard_late_total", "Calls that ended after their deadline.", "task")
+guard_attempts = _counter(
+    "ctxpipe_guard_attempts_total", "Endpoints asked, or passed over, and why.", "endpoint", "rung", "reason"
+)
+guard_attempt_seconds = _histogram("ctxpipe_guard_attempt_seconds", "Time of an attempt.", MODEL_S, "endpoint")
+guard_in_flight = _gauge("ctxpipe_guard_in_flight_attempts", "Attempts on their way.", "endpoint")
+guard_breaker = _gauge(
+    "ctxpipe_guard_breaker_state",
+    "0 closed, 1 half open, 2 open; of the endpoint, or of one output.",
+    "endpoint",
+    "part",
+)
+guard_opened = _counter("ctxpipe_guard_breaker_opened_total", "Times that it opened.", "endpoint", "part")
+guard_invalid = _counter(
+    "ctxpipe_guard_output_invalid_total", "Outputs that did not hold, and what was wrong.", "endpoint", "task", "kind"
+)
+guard_repaired = _counter("ctxpipe_guard_repaired_total", "Outputs that were mended.", "task", "kind")
+guard_tokens = _counter("ctxpipe_guard_tokens_total", "Tokens, as endpoints count them.", "endpoint", "task", "kind")
+guard_cost = _counter(
+    "ctxpipe_guard_cost_total", "Cost where it is known, in the price table's currency.", "endpoint", "task"
+)
+guard_cost_unknown = _counter("ctxpipe_guard_cost_unknown_total", "Attempts of unknown cost.", "endpoint", "task")
+guard_escalations = _counter("ctxpipe_guard_escalations_total", "Questions put to people.", "task", "outcome")
 
 
 def expose() -> tuple[bytes, str]:

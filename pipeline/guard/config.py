@@ -18,8 +18,9 @@ class Endpoint(ConfigPart):
 
     `constraint`: how it is asked to keep to a schema; whatever it promises, every output is checked. `price` names an
     entry of the price table, the model's name where it is left out; an unknown one makes costs unknown. `timeout_s` is
-    for one attempt. `reserve_s` of a call's deadline stays for this endpoint while those above are tried. A 429 without
-    a usable Retry-After pauses it for `cooldown_s`, one with it for as long as it says, at most `cooldown_s_max`.
+    for one attempt. `reserve_s` of a call's time stays for this endpoint while those above are tried; None: a share. A
+    429 without a usable Retry-After pauses it for `cooldown_s`, one with it for as long as it says, at most
+    `cooldown_s_max`.
     """
 
     name: str = Field(min_length=1, max_length=100)
@@ -32,7 +33,7 @@ class Endpoint(ConfigPart):
     constraint: Constraint = "json_schema"
     price: str | None = None
     timeout_s: float = Field(default=30, gt=0, le=600)
-    reserve_s: float = Field(default=0, ge=0, le=600)
+    reserve_s: float | None = Field(default=None, ge=0, le=600)
     concurrency_max: int = Field(default=256, ge=1, le=100_000)
     answer_bytes_max: int = Field(default=4 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
     cooldown_s: float = Field(default=5, gt=0, le=3600)

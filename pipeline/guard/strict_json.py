@@ -30,7 +30,7 @@ class InvalidOutput(Poison):
 def parse(text: str, bytes_max: int = BYTES_MAX, depth_max: int = DEPTH_MAX) -> Any:
     """Raises InvalidOutput of the kinds too_large, too_deep, duplicate_key, not_finite, bad_text, not_json."""
     check_text(text, bytes_max)
-    if text.count("{") + text.count("[") > depth_max and _depth(text) > depth_max:
+    if text.count("{") + text.count("[") > depth_max and any(depth > depth_max for depth in _depths(text)):
         raise InvalidOutput("too_deep", f"it is nested deeper than {depth_max} levels")
     try:
         value = json.loads(
@@ -84,10 +84,6 @@ def _balanced(text: str) -> list[str] | None:
             if not opened:
                 found.append(text[begin : match.end()])
     return None if opened else found
-
-
-def _depth(text: str) -> int:
-    return max(_depths(text), default=0)
 
 
 def _depths(text: str) -> Iterator[int]:

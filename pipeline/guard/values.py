@@ -13,19 +13,20 @@ Rung = Literal["primary", "retry", "other", "local", "deterministic", "escalated
 RUNGS: tuple[Rung, ...] = ("primary", "retry", "other", "local", "deterministic", "escalated")
 
 Failure = Literal[
-    "timeout", "unreachable", "unresolved", "tls", "reset", "cut", "too_large", "content_type", "redirect", "protocol"
-]
-"""Why there is no whole answer of HTTP."""
+    "timeout", "unreachable", "unresolved", "tls", "reset", "cut", "too_large", "content_type", "redirect", "protocol",
+    "bad_request",
+]  # fmt: skip
+"""Why there is no whole answer of HTTP. bad_request: it can't be written, and was not sent."""
 
 Reason = Literal[
     "",
     "timeout", "unreachable", "unresolved", "tls", "reset", "cut", "too_large", "content_type", "redirect", "protocol",
-    "not_an_answer", "server_error", "refused", "rate_limited", "invalid_output", "model_refused",
+    "bad_request", "not_an_answer", "server_error", "refused", "rate_limited", "invalid_output", "model_refused",
     "breaker_open", "output_breaker_open", "too_many", "tenant_too_many",
-    "cost_limit", "tenant_budget", "cost_unknown", "no_time", "cancelled", "function_failed",
+    "cost_limit", "tenant_budget", "cost_unknown", "no_time", "no_route", "cancelled", "slow", "function_failed",
 ]  # fmt: skip
-"""What kept a rung from answering; "" for one that did. The first ten are those of Failure, then what an endpoint
-said, then why it was not asked."""
+"""What kept a rung from answering; "" for one that did. The first eleven are those of Failure, then what an endpoint
+said, then why it was not asked. slow: another endpoint was asked too and was first; cancelled: of the one that lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,9 @@ class Tokens:
     output: int | None = None
 
 
+NOT_COUNTED = Tokens()
+
+
 @dataclass(frozen=True, slots=True)
 class ToolCall:
     """One that the model asks for; `arguments` fit the tool's parameters."""
@@ -103,7 +107,7 @@ class Attempt:
     asked: bool = True
     status: int = 0
     took_s: float = 0.0
-    tokens: Tokens = Tokens()
+    tokens: Tokens = NOT_COUNTED
     cost: Decimal | None = Decimal(0)
     invalid: str = ""
     repair_turn: bool = False
@@ -128,7 +132,7 @@ class Result:
     model: str = ""
     raw: bytes = b""
     tool_calls: tuple[ToolCall, ...] = ()
-    tokens: Tokens = Tokens()
+    tokens: Tokens = NOT_COUNTED
     cost: Decimal | None = Decimal(0)
     cost_known: Decimal = Decimal(0)
     repaired: Literal["", "mechanical", "turn"] = ""

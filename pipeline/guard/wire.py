@@ -123,7 +123,7 @@ def read_answer(body: bytes) -> Envelope | str:
     usage = answer.usage or _Usage()
     tokens = Tokens(_counted(usage.prompt_tokens), _counted(usage.completion_tokens))
     cut = choice.finish_reason == "length"
-    return Envelope(message.content or "", asked, cut, refusal, answer.model or "", tokens)
+    return Envelope(message.content or "", asked, cut, refusal, (answer.model or "")[:300], tokens)
 
 
 def checked(envelope: Envelope, request: ModelRequest) -> tuple[Checked, tuple[ToolCall, ...]]:

@@ -17,7 +17,7 @@ from pipeline.core import metrics
 from tests.support.prometheus import metrics_in, mistakes_of, promtool, runbook_sections
 
 FILES = sorted(GRAFANA.glob("*.json"))
-NAMES = ["overview", "pipeline", "lag", "lookup", "embedding", "sources"]
+NAMES = ["overview", "pipeline", "lag", "lookup", "embedding", "sources", "guard"]
 UNITS = {"none", "short", "percentunit", "s", "bytes", "Bps", "cps", "reqps", "currencyUSD"}
 """Those of Grafana's list that are used."""
 
