@@ -15,7 +15,7 @@ import msgspec
 
 from pipeline.commands._lag_collecting import open_collector, refused
 from pipeline.core.errors import EnvironmentProblem, Retryable
-from pipeline.ops.lag.model import GroupLag, Report
+from pipeline.ops.lag.model import OK, WARN, GroupLag, Report
 
 if TYPE_CHECKING:
     from pipeline.core.config import Config
@@ -59,8 +59,8 @@ async def looking(config: Config, contexts: Mapping[str, ContextSpec]) -> AsyncI
 
 
 async def look_for(collector: Collector, for_s: float) -> Report:
-    """Looks until the trend can be told, and longer, up to `for_s`, while records wait that nobody seems to do. Raises
-    EnvironmentProblem where Kafka does not answer."""
+    """Looks until the trend can be told, and longer, up to `for_s`, where records wait, nothing moves, and whether that
+    is a pause or a stall is not decided yet. Raises EnvironmentProblem where Kafka does not answer."""
     loop = asyncio.get_running_loop()
     until_s = loop.time() + for_s
     looks = 0
@@ -70,13 +70,13 @@ async def look_for(collector: Collector, for_s: float) -> Report:
         problem = refused(collector)
         if problem is not None:
             raise EnvironmentProblem(str(problem))
-        if looks >= LOOKS_MIN and (loop.time() >= until_s or not any(_stands(group) for group in report.groups)):
+        if looks >= LOOKS_MIN and (loop.time() >= until_s or not any(_is_open(group) for group in report.groups)):
             return await collector.collect()
         await asyncio.sleep(LOOK_EVERY_S)
 
 
-def _stands(group: GroupLag) -> bool:
-    return any(one.unmoved_s > 0 for topic in group.topics for one in topic.partitions)
+def _is_open(group: GroupLag) -> bool:
+    return any(one.unmoved_s > 0 and one.status in (OK, WARN) for topic in group.topics for one in topic.partitions)
 
 
 def warn_of_age(report: Report, now_s: float) -> None:

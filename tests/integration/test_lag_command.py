@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -135,6 +139,9 @@ async def test_a_collector_publishes_answers_and_forgets(
     watching.send_signal(signal.SIGINT)
     assert watching.wait(10) == 0
 
+    screen = at_a_terminal(tmp_path, "lag", "--watch", until=lambda text: "STOP" in text and "█" in text)
+    assert others in screen.replace("\n", "") and "Consumer groups" in screen
+
     delete_groups(kafka_bootstrap, others)
     await eventually(lambda: others not in page(), timeout_s=30, what="no series of a deleted group")
     collector.send_signal(signal.SIGTERM)
@@ -173,6 +180,35 @@ def test_without_kafka_it_says_so(tmp_path: Path) -> None:
     configure(tmp_path, f"127.0.0.1:{choose_port()}", "flight")
     done = ctxpipe("lag", "--for", "1", folder=tmp_path)
     assert done.code == 3 and "does not answer" in done.told()[-1], done.err
+
+
+def at_a_terminal(folder: Path, *words: str, until: Callable[[str], bool]) -> str:
+    """What a command has written to a terminal of 160 columns when it looked as wanted; it is ended by Ctrl-C."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 160, 0, 0))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
+    command = [sys.executable, "-m", "pipeline.cli", *words]
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    os.set_blocking(ours, False)
+    text = ""
+
+    def read() -> str:
+        nonlocal text
+        with contextlib.suppress(BlockingIOError, OSError):
+            text += os.read(ours, 1 << 20).decode(errors="replace")
+        return text
+
+    try:
+        eventually_sync(read, until, timeout_s=40, what="the live view")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(15) == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        os.close(ours)
+    return text
 
 
 def delete_groups(bootstrap: str, *groups: str) -> None:
