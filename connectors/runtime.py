@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
@@ -26,6 +27,9 @@ _TAIL = slice(-31, -24)
 """Where `"op":"c` stands before `","ts_ms":<13 digits>}`."""
 _CODES = {"snapshot": b"r", "create": b"c", "update": b"u", "delete": b"d", "truncate": b"t"}
 _OPERATIONS = {operation: b'"op":"%b' % code for operation, code in _CODES.items()}
+_MUTATION = re.compile(rb'"op":"([iudr])","mutation":')
+_MUTATIONS = {b"i": "create", b"u": "update", b"d": "delete", b"r": "delete"}
+"""What one of a wide-column database does: r deletes a range."""
 
 
 class Sink(Protocol):
@@ -86,12 +90,28 @@ class Statistics(msgspec.Struct):
     def count(self, records: Sequence[SourceRecord]) -> None:
         """Notes what was read. Every envelope of ours says its operation at the same distance from its end, where it
         is found in a small part of the time that a parser would take."""
-        tails = b" ".join([value[_TAIL] for record in records if (value := record.value) is not None])
+        values = [value for record in records if (value := record.value) is not None]
+        tails = b" ".join([value[_TAIL] for value in values])
+        counted = 0
         for operation, written in _OPERATIONS.items():
             if count := tails.count(written):
                 self.operations[operation] += count
+                counted += count
+        if counted < len(values):  # of other envelopes: mutations and messages
+            self._count_mutations(records)
         if _OPERATIONS["snapshot"] in tails:
             self.snapshot_rows.update([record.topic for record in records])
+
+    def _count_mutations(self, records: Sequence[SourceRecord]) -> None:
+        for record in records:
+            found = None if record.value is None else _MUTATION.search(record.value)
+            if found is None:
+                continue
+            if b'"snapshot":"true"' in found.string[: found.start()]:
+                self.operations["snapshot"] += 1
+                self.snapshot_rows[record.topic] += 1
+            else:
+                self.operations[_MUTATIONS[found[1]]] += 1
 
 
 class _PositionMoved(Retryable):
