@@ -8,12 +8,15 @@ import threading
 
 
 class Forwarder:
-    """Listens on a port of its own in a thread; `switch` ends all connections and sends new ones elsewhere."""
+    """Listens on a port of its own in a thread; `switch` ends all connections and sends new ones elsewhere. `hang`:
+    connections stay, and nothing comes through any more until `flow`."""
 
     def __init__(self, target_port: int) -> None:
         self.target_port = target_port
         self._loop = asyncio.new_event_loop()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -26,6 +29,12 @@ class Forwarder:
                 writer.close()
 
         self._loop.call_soon_threadsafe(change)
+
+    def hang(self) -> None:
+        self._loop.call_soon_threadsafe(self._flowing.clear)
+
+    def flow(self) -> None:
+        self._loop.call_soon_threadsafe(self._flowing.set)
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -45,14 +54,14 @@ class Forwarder:
             writer.close()
             return
         self._writers |= {writer, onward_writer}
-        await asyncio.gather(_copy(reader, onward_writer), _copy(onward_reader, writer))
+        await asyncio.gather(self._copy(reader, onward_writer), self._copy(onward_reader, writer))
         self._writers -= {writer, onward_writer}
 
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(1 << 16):
-            writer.write(data)
-            await writer.drain()
-    with contextlib.suppress(OSError, RuntimeError):
-        writer.close()
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                await self._flowing.wait()
+                writer.write(data)
+                await writer.drain()
+        with contextlib.suppress(OSError, RuntimeError):
+            writer.close()

@@ -17,7 +17,7 @@ from deploy.local.processes import HOST
 from deploy.local.server import Server
 from tests.support.prometheus import RULE_FILES
 
-SCRAPE_TIMEOUT_S = 1
+SCRAPE_S = 2
 
 
 class Sample(NamedTuple):
@@ -28,7 +28,7 @@ class Sample(NamedTuple):
 
 
 class PrometheusServer(Server):
-    """`targets`: host:port by role. It scrapes them and evaluates the rules every second."""
+    """`targets`: host:port by role. It scrapes them every two seconds and evaluates the rules every second."""
 
     kind = "prometheus"
     ready_timeout_s = 60.0
@@ -55,8 +55,8 @@ class PrometheusServer(Server):
         listed = [{"targets": list(places), "labels": {"role": role}} for role, places in self._targets.items()]
         config = {
             "global": {
-                "scrape_interval": "1s",
-                "scrape_timeout": f"{SCRAPE_TIMEOUT_S}s",
+                "scrape_interval": f"{SCRAPE_S}s",
+                "scrape_timeout": f"{SCRAPE_S}s",
                 "evaluation_interval": "1s",
             },
             "rule_files": [str(file) for file in self._rule_files],
