@@ -13,10 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
 from deploy.pages.metric_list import OTHERS, by_role, with_metrics
+from pipeline.cli import cli
 from pipeline.core import metrics
 from pipeline.ops.lag import explaining
 from tests.support.prometheus import (
@@ -173,3 +175,19 @@ def test_what_lag_explains_leads_to_headings_too() -> None:
     headings = {word for word in words if (isinstance(word, str) and word[:1].isupper()) or word == "cdc_raw fills"}
     known = set(re.findall(r"^### (.+)$", RUNBOOK.read_text(), flags=re.MULTILINE))
     assert len(headings) > 10 and headings - known == set()
+
+
+def test_commands_in_the_runbook_can_be_typed() -> None:
+    """Each exists, with the options that are named."""
+    text = RUNBOOK.read_text()
+    lines = re.findall(r"`ctxpipe ([^`]+)`", text) + re.findall(r"^ctxpipe ([^#\n]+)", text, flags=re.MULTILINE)
+    assert len(lines) > 20
+    for line in lines:
+        words = line.split()
+        command: click.Command | None = cli.get_command(click.Context(cli), words[0])
+        for word in words[1:]:
+            if isinstance(command, click.Group) and word.islower():
+                command = command.get_command(click.Context(command), word)
+        assert command is not None, line
+        known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+        assert {word for word in words if word.startswith("--")} <= known, line
