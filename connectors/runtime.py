@@ -32,6 +32,10 @@ _MUTATIONS = {b"i": "create", b"u": "update", b"d": "delete", b"r": "delete"}
 """What one of a wide-column database does: r deletes a range."""
 
 
+LAST_SAVE_S_MIN = 1.0
+"""For the position of what was delivered last, when nothing of the time to stop is left."""
+
+
 class Sink(Protocol):
     """Where records go; connectors/publisher.py is the real one."""
 
@@ -80,6 +84,8 @@ class Statistics(msgspec.Struct):
     bytes_delivered: int = 0
     bytes_in_flight: int = 0
     retries: int = 0
+    opened: int = 0
+    """Attempts that came as far as reading."""
     acknowledged: int = 0
     newest_commit_time_us: int = 0
     operations: Counter[str] = msgspec.field(default_factory=Counter)
@@ -144,6 +150,8 @@ class Runtime:
         self.statistics = Statistics()
         self.source: Source | None = None
         """The source of the present attempt, for those who ask it for its lag; None between two."""
+        self.trouble = ""
+        """Why the last attempt ended, until one has brought something to Kafka again."""
 
     def stop(self) -> None:
         """Asks `run` to finish: what has been read is published and acknowledged first."""
@@ -156,6 +164,7 @@ class Runtime:
             made = await self._make()
             self.source = made.source
             attempt = _Run(made, self._settings, self.statistics, self._clock, self._stopping, self._observer)
+            attempt.on_progress = self._forget_trouble
             try:
                 await attempt.run()
                 return
@@ -165,6 +174,7 @@ class Runtime:
                 if not self._settings.patient_start and not self.statistics.acknowledged:
                     raise EnvironmentProblem(str(error)) from error
                 self.statistics.retries += 1
+                self.trouble = str(error)
                 self.statistics.bytes_in_flight, self.source = 0, None  # what was on its way is read again
                 if attempt.progressed:
                     delay_s = self._settings.retry_delay_s
@@ -172,6 +182,9 @@ class Runtime:
                 log.warning("%s Trying again in %.1f s.", error, wait_s)
                 await _first_of(self._stopping.wait(), self._clock.sleep(wait_s))
                 delay_s = min(delay_s * 2, self._settings.retry_delay_s_max)
+
+    def _forget_trouble(self) -> None:
+        self.trouble = ""
 
 
 class _Run:
@@ -202,12 +215,14 @@ class _Run:
         self._acknowledged: Position | None = None
         self._to_acknowledge = asyncio.Event()
         self.progressed = False
+        self.on_progress: Callable[[], None] = lambda: None
 
     async def run(self) -> None:
         tasks: list[asyncio.Task[None]] = []
         try:
             await self._sink.start()
             await self._open()
+            self._statistics.opened += 1
             reading = asyncio.create_task(self._read(), name="connector-read")
             tasks = [
                 reading,
@@ -253,7 +268,15 @@ class _Run:
                 if task.done():
                     task.result()
             await self._clock.sleep(0.01)
-        await self._acknowledge()
+        # Kafka may be gone: a position that is not stored is no loss, an end that does not come is.
+        saving = asyncio.ensure_future(self._acknowledge())
+        left_s = max(LAST_SAVE_S_MIN, deadline - self._clock.monotonic_s())
+        await _first_of(asyncio.wait({saving}), self._clock.sleep(left_s))
+        if saving.done():
+            saving.result()
+        else:
+            saving.cancel()
+            await asyncio.gather(saving, return_exceptions=True)
 
     async def _read(self) -> None:
         limit = self._settings.in_flight_bytes_max
@@ -316,6 +339,7 @@ class _Run:
         self._acknowledged = position
         self._statistics.acknowledged += 1
         self.progressed = True
+        self.on_progress()
 
 
 def _nothing() -> asyncio.Future[None]:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from pipeline.core.config import Config
 
 PROGRESS_INTERVAL_S = 5.0
+DELIVERY_SHARE = 0.5
+"""Of the time to drain, for what has been read and is on its way to Kafka."""
 
 
 @click.command()
@@ -22,7 +24,11 @@ PROGRESS_INTERVAL_S = 5.0
 @click.option(
     "--reset", is_flag=True, help="Begin again: new slot, consumers forget all rows, everything is read anew."
 )
-@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve /metrics on 127.0.0.1; 0 takes a free port.")
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    help="Serve /metrics, /livez, /readyz and /startupz; 0 takes a free port.",
+)
 @click.option("--config", "config_path", envvar="CTXPIPE_CONFIG", default="ctxpipe.yaml", show_default=True)
 def command(
     source: str | None, every: bool, table: str | None, reset: bool, metrics_port: int | None, config_path: str
@@ -88,22 +94,27 @@ async def _run(config: Config, configs: list[Configured], reset: bool, metrics_p
     import signal
 
     from connectors.assembly import attempts, store_reset
+    from connectors.health import FirstReading, watch_source
     from connectors.reporting import report, report_source
     from connectors.runtime import Runtime, RuntimeSettings
     from connectors.watching import open_watches
     from pipeline.commands._observers import observers
     from pipeline.commands._sources import kafka_settings
+    from pipeline.core import health, telemetry
     from pipeline.core import logging as logs
-    from pipeline.core import metrics, telemetry
     from pipeline.core.clock import SystemClock
+    from pipeline.core.reloading import Reloading, on_hangup
+    from pipeline.streams.ending import end_late
 
-    logs.configure()
+    logs.configure(config.running.level)
     traces, kafka = telemetry.configure("connect", os.environ), kafka_settings(config)
     names = [one.name for one in configs]
+    told = health.Health("connect")
     if metrics_port is not None:
-        click.echo(f"metrics at http://127.0.0.1:{metrics.serve(metrics_port)}/metrics", err=True)
-    progress = _progress()
-    settings = RuntimeSettings(patient_start=False)
+        host = config.running.metrics_host
+        click.echo(f"metrics at http://{host}:{health.serve(metrics_port, told, host)}/metrics", err=True)
+    progress = FirstReading(_progress())
+    settings = RuntimeSettings(patient_start=False, stop_timeout_s=config.running.drain_s * DELIVERY_SHARE)
     if reset:
         for one in configs:
             await store_reset(one, kafka)
@@ -111,6 +122,8 @@ async def _run(config: Config, configs: list[Configured], reset: bool, metrics_p
     runtimes = [Runtime(attempts(one, kafka, progress), settings, observer=watched.get(one.name)) for one in configs]
 
     def stop() -> None:
+        told.stopping()
+        end_late(config.running.drain_s)
         for runtime in runtimes:
             runtime.stop()
 
@@ -119,15 +132,19 @@ async def _run(config: Config, configs: list[Configured], reset: bool, metrics_p
         loop.add_signal_handler(number, stop)
     tasks = []
     for name, runtime in zip(names, runtimes, strict=True):
+        watch_source(name, runtime, progress, told)
         with logs.log_fields(source=name):
             tasks.append(asyncio.create_task(runtime.run()))
+    told.beats()
+    told.started()
     click.echo(f"connecting {', '.join(names)} to Kafka at {kafka.bootstrap_servers}", err=True)
     pairs = zip(names, runtimes, strict=True)
     reports = [asyncio.create_task(report(name, runtime, SystemClock())) for name, runtime in pairs]
     watches = open_watches(configs, kafka) if metrics_port is not None else {}
     reports += [asyncio.create_task(report_source(name, watch, SystemClock())) for name, watch in watches.items()]
     try:
-        await _until_all_ended(tasks, runtimes)
+        with on_hangup(Reloading(config)):
+            await _until_all_ended(tasks, runtimes)
     finally:
         for task in reports:
             task.cancel()

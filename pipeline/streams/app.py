@@ -142,6 +142,7 @@ class ContextApp(WorkerApp):
         while not self.should_stop:
             existing = await self.until_it_works(self.kafka_topics.existing)
             missing = sorted(set(self.context_stream.topics) - (existing or set()))
+            self.waits_for = f"topics that `ctxpipe connect` makes: {', '.join(missing)}" if missing else ""
             if not missing:
                 return
             if told_s is None or time.monotonic() - told_s > TOPIC_REMINDER_S:

@@ -31,7 +31,9 @@ async def watch_progress(app: Any) -> None:
     watchdog = app.watchdog
     watch(watchdog, time.monotonic, end_stuck, app.watch_stop, every_s=SAMPLE_EVERY_S)
     while not app.should_stop:
-        watchdog.sample(time.monotonic(), await _sample(app))
+        sample = await _sample(app)
+        app.held_up_by = sample.excuse
+        watchdog.sample(time.monotonic(), sample)
         await app.sleep(SAMPLE_EVERY_S)
 
 

@@ -74,6 +74,8 @@ class WorkerApp(faust.App):  # type: ignore[misc]
     watchdog: Watchdog
     waits_for: str = ""
     """What it cannot begin without, in words; empty where nothing is in its way."""
+    held_up_by: str = ""
+    """What is away without which nothing gets on; empty where all is there."""
     publisher: Publisher | None = None
     opened: Opened | None = None
 

@@ -15,7 +15,7 @@ def watch_worker(app: Any, health: Health, now_s: Callable[[], float] = time.mon
     placed = False
 
     def connected() -> str:
-        if app.opened is not None:
+        if placed or (app.opened is not None and not app.waits_for):
             return ""
         return app.waits_for or "stores and topics are being opened"
 
@@ -27,7 +27,8 @@ def watch_worker(app: Any, health: Health, now_s: Callable[[], float] = time.mon
 
     def stores() -> str:
         waits = app._consumer is not None and app._consumer.waits_for_stores
-        return "Kafka or a store is away; what waits is kept" if waits else ""
+        away = app.held_up_by or ("an outage" if waits else "")
+        return f"{away}; what waits is kept" if away else ""
 
     health.check("connected", connected, "startup")
     health.check("partitions", partitions, "startup")

@@ -127,7 +127,7 @@ def test_the_parent_passes_signals_on_and_tells_that_it_ends() -> None:
 def test_a_worker_recovers_gets_on_and_names_what_it_waits_for() -> None:
     consumer = SimpleNamespace(placed=False, waits_for_stores=False)
     app: Any = SimpleNamespace(
-        opened=None, waits_for="", _consumer=None, rebalancing=False, watchdog=Watchdog(limit_s=10)
+        opened=None, waits_for="", held_up_by="", _consumer=None, rebalancing=False, watchdog=Watchdog(limit_s=10)
     )
     now, health = SimpleNamespace(s=0.0), Health("worker")
     watch_worker(app, health, lambda: now.s)
@@ -137,7 +137,7 @@ def test_a_worker_recovers_gets_on_and_names_what_it_waits_for() -> None:
     assert health.startup().problems["connected"] == "Kafka at a:1 does not answer"
     now.s = 1000.0
     assert health.live().ok, "who waits for Kafka from its start is alive"
-    app.opened, app._consumer = object(), consumer
+    app.opened, app._consumer, app.waits_for = object(), consumer, ""
     assert set(health.ready().problems) == {"partitions"}
     consumer.placed = True
     assert health.ready().ok
