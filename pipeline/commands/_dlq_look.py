@@ -49,7 +49,7 @@ async def show_list(
         _dlq_show.show_table(*_dlq_show.letter_rows(labelled, with_state), 2 if with_state else None)
         if more:
             page = f"--before {found[0][1].found.number}" if scope.name == found[0][0] else "--limit"
-            click.echo(f"about {counted:,} wait; older ones: {page}")
+            click.echo(f"{'' if all_states else f'about {counted:,} wait; '}older ones: {page}")
     else:
         click.echo("No dead letters." if not wanted.narrows else "No such dead letters.")
     for note in notes:

@@ -58,6 +58,10 @@ async def redriven(scope: Scope, name: str, choice: Choice, by: str, wait_s: flo
                 f"no worker of {name} version {spec.version} has begun yet, and the first one decides how sections are "
                 "composed. Start `ctxpipe worker`, then redrive: it may run meanwhile"
             )
+        serving = await stores.serving.current()
+        if serving not in (None, spec.version):
+            told = f"version {serving} of {name} serves; the letters are applied to version {spec.version}"
+            click.echo(f"note: {told}, which takes its place when it is complete", err=True)
         opened = await context_stream(scope.config, spec).open()
         stack.push_async_callback(opened.close)
         texts = await _texts(scope, spec, stores, wait_s)

@@ -38,8 +38,9 @@ def show_table(head: Row, rows: Sequence[Row], state_column: int | None = None) 
         table = Table(*head, header_style="bold", box=None, pad_edge=False)
         for row in rows:
             cells = [escape(cell) for cell in row]
-            if state_column is not None and row[state_column] in COLOURS:
-                cells[state_column] = f"[{COLOURS[row[state_column]]}]{cells[state_column]}[/]"
+            colour = COLOURS.get(row[state_column].split()[0]) if state_column is not None else None
+            if state_column is not None and colour is not None:
+                cells[state_column] = f"[{colour}]{cells[state_column]}[/]"
             table.add_row(*cells)
         Console().print(table)
         return
