@@ -4,16 +4,61 @@ from __future__ import annotations
 
 import asyncio
 import math
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from deploy.local import install
 from pipeline.ops.lag.model import OK, REWIND, STALL, STOP, UNKNOWN, WARN
+from tests.support.cli import ROOT
 from tests.support.lag_world import Consumer, Watch, collecting, commit, numbers_in, partitions_of, writing
 from tests.support.streams import make_topic, new_name
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(120)]
+
+
+@pytest.fixture
+def java_consumer(kafka_bootstrap: str) -> Iterator[Callable[[str, str], subprocess.Popen[bytes]]]:
+    """Kafka's own consumer, which speaks the newer protocol of groups (KIP-848)."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(topic: str, group: str) -> subprocess.Popen[bytes]:
+        install.ensure(["kafka"])
+        modules = subprocess.run([install.java_program(), "--list-modules"], capture_output=True, text=True, check=True)
+        if "jdk.compiler" not in modules.stdout:
+            pytest.skip("this Java runs no source files; a JDK does")
+        java = [install.java_program(), "-Xmx128m", "-XX:+UseSerialGC", "-cp", f"{install.jars('kafka')}/*"]
+        command = [*java, str(ROOT / "tests" / "support" / "NewGroupConsumer.java"), kafka_bootstrap, topic, group]
+        started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+async def test_a_group_of_the_newer_protocol(
+    kafka_bootstrap: str, java_consumer: Callable[[str, str], subprocess.Popen[bytes]]
+) -> None:
+    topic, group = new_name("orders"), new_name("java")
+    await make_topic(kafka_bootstrap, topic, 2)
+    async with (
+        writing(kafka_bootstrap, topic, 2) as writer,
+        collecting(kafka_bootstrap, group) as collector,
+        Watch(collector, group).running() as watch,
+    ):
+        await writer.write(50)
+        process = java_consumer(topic, group)
+        found = await watch.until(lambda one: one.status == OK and len(partitions_of(one)) == 2, "OK", 60.0)
+        assert (found.state, found.members) == ("Stable", 1)
+        process.send_signal(signal.SIGSTOP)
+        await writer.write(50)
+        await watch.until(lambda one: one.status == STALL and one.members == 1, "it is there, and nothing moves")
 
 
 async def test_every_status_of_a_real_consumer(kafka_bootstrap: str, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import (
     AuthenticationFailedError,
     AuthenticationMethodNotSupported,
+    IncompatibleBrokerVersion,
     KafkaError,
     SaslAuthenticationFailed,
     UnsupportedSaslMechanismError,
@@ -27,6 +28,7 @@ from aiokafka.protocol.offset import OffsetRequest
 
 from pipeline.core.errors import EnvironmentProblem, Retryable
 from pipeline.ops.lag.model import GroupSeen, Retention
+from pipeline.ops.lag.new_groups import DescribeNewGroups, seen_in
 from pipeline.stores.store import Partition
 
 LATEST, EARLIEST = -1, -2
@@ -102,7 +104,10 @@ class Brokers:
             for code, name, state, _, _, members, *_ in answer.groups:
                 if code == 0:
                     found[name] = _group(state, members)
-        return found
+        newer = {
+            node: [name for name in names if name in found and not found[name].state] for node, names in groups.items()
+        }
+        return found | await self._newer(newer)
 
     async def commits(self, groups: Mapping[int, list[str]]) -> dict[str, dict[Partition, int] | str]:
         """Per group all its committed offsets, or why there are none to see."""
@@ -159,6 +164,19 @@ class Brokers:
         return found
 
     # ---- below
+
+    async def _newer(self, groups: Mapping[int, list[str]]) -> dict[str, GroupSeen]:
+        """Groups that the older request does not know. Brokers without the newer one have none of them."""
+        found: dict[str, GroupSeen] = {}
+        for node, names in groups.items():
+            if names:
+                try:
+                    found |= seen_in(await self._send(node, DescribeNewGroups(names)))
+                except IncompatibleBrokerVersion:
+                    continue
+                except AWAY as error:
+                    self._away(node, error)
+        return found
 
     async def _commits(self, node: int, group: str) -> dict[Partition, int] | str:
         try:
