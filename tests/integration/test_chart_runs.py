@@ -154,7 +154,7 @@ def test_every_role_starts_as_the_chart_starts_it_and_ends_in_its_time(release: 
         release.start(role)
     for role in release.roles:
         for probe in ("/startupz", "/readyz", "/livez"):
-            release.until(role, probe)
+            assert release.until(role, probe) in ("ok\n", '{"status":"ok"}'), "its own answer, and no other page"
     answer = json.loads(release.until("serve", f"/v1/contexts/{release.context}/2"))
     assert answer["bundle"] == {"id": 2, "name": "Grace"}
     assert f'process="{release.context}/1"' in release.until("worker", "/metrics", "ctxpipe_worker_events_total")
