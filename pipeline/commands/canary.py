@@ -128,13 +128,14 @@ async def _run(
     from pipeline.commands._canary_role import Setting, SourceCanary, Teller
     from pipeline.core import logging as logs
     from pipeline.core.clock import SystemClock
+    from pipeline.core.reloading import Reloading, on_hangup
 
     logs.configure(config.running.level)
     running = asyncio.current_task()
     assert running is not None
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, running.cancel)
-    with suppress(asyncio.CancelledError):
+    with suppress(asyncio.CancelledError), on_hangup(Reloading(config)):
         async with AsyncExitStack() as stack:
             clients = {url: open_client(config, canary, url) for url in canary.url}
             for client in clients.values():

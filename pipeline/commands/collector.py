@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from pipeline.core.config import Config
     from pipeline.core.health import Health
@@ -47,9 +47,10 @@ async def _run(config: Config, contexts: Mapping[str, ContextSpec], host: str, p
     from pipeline.core import logging as logs
     from pipeline.core.collector import settle
     from pipeline.core.health import Health, serve
+    from pipeline.core.reloading import Reloading, on_hangup
     from pipeline.ops.lag.publishing import LagMetrics
 
-    logs.configure()
+    logs.configure(config.running.level)
     stop = asyncio.Event()
     section = config.collector
     async with open_collector(
@@ -64,8 +65,18 @@ async def _run(config: Config, contexts: Mapping[str, ContextSpec], host: str, p
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         click.echo(f"collector: /lag and /metrics at http://{host}:{taken}, every {section.interval_s:g} s", err=True)
         settle(YOUNG_MAX)
-        await collector.run(stop)
+        with on_hangup(Reloading(config, _reloaded(collector))):
+            await collector.run(stop)
         health.stopping()
+
+
+def _reloaded(collector: Collector) -> Mapping[str, Callable[[Config], None]]:
+    """What SIGHUP takes over."""
+
+    def take(new: Config) -> None:
+        collector.settle(new.collector.interval_s, new.collector.scrape)
+
+    return {"collector.interval_s": take, "collector.scrape": take}
 
 
 def _check(health: Health, collector: Collector, interval_s: float) -> None:

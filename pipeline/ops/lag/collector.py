@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from typing import Any, TypeVar
 
@@ -84,6 +84,10 @@ class Collector:
         """The report as JSON."""
         self.finished_s: float | None = None
         """When the last collection ended, on the clock that never goes back."""
+
+    def settle(self, interval_s: float, scrape: Sequence[str]) -> None:
+        """From the next collection on; verdicts look back on as many samples as before."""
+        self._settings = replace(self._settings, interval_s=interval_s, scrape=tuple(scrape))
 
     async def run(self, stop: asyncio.Event) -> None:
         """A collection per interval, counted from its beginning; one that takes longer is followed at once."""
