@@ -17,6 +17,9 @@ from pipeline.streams.topics import Topics
 
 REQUEST_TIMEOUT_S = 15.0
 POLL_RECORDS_MAX = 500
+POLL_MS = 100
+FETCH_WAIT_MS = 20
+"""A fetch that waits at the end of a topic holds up the next one, which reads elsewhere."""
 
 Result = TypeVar("Result")
 
@@ -41,6 +44,7 @@ class OffsetReader:
         self._settings = {"bootstrap_servers": bootstrap_servers, **security}
         self.topics = Topics(bootstrap_servers, "", **security)
         self._consumer: AIOKafkaConsumer | None = None
+        self._turn = 0
 
     async def close(self) -> None:
         """Closes the connections; the object may be used again."""
@@ -69,15 +73,30 @@ class OffsetReader:
         consumer = await self._started()
         consumer.assign([place])
         consumer.seek(place, start)
-        quiet = 0
+        self._turn += 1
+        turn = self._turn
+        try:
+            async for records in self._polled(consumer, place, end):
+                found = [record for record in records if start <= record.offset < end]
+                if found:
+                    yield found
+        finally:
+            # Else it would go on fetching what nobody takes. Who stopped in the middle comes here late, perhaps when
+            # somebody else reads.
+            if turn == self._turn and place in consumer.assignment():
+                consumer.pause(place)
+
+    async def _polled(
+        self, consumer: AIOKafkaConsumer, place: TopicPartition, end: int
+    ) -> AsyncIterator[list[ConsumerRecord]]:
+        quiet_s = 0.0
         while await self.mapped(consumer.position(place)) < end:
-            got = await self.mapped(consumer.getmany(place, timeout_ms=1000, max_records=POLL_RECORDS_MAX))
-            records = [record for record in got.get(place, ()) if start <= record.offset < end]
-            quiet = 0 if records else quiet + 1
-            if quiet > REQUEST_TIMEOUT_S:
+            got = await self.mapped(consumer.getmany(place, timeout_ms=POLL_MS, max_records=POLL_RECORDS_MAX))
+            records = got.get(place, [])
+            quiet_s = 0.0 if records else quiet_s + POLL_MS / 1000
+            if quiet_s > REQUEST_TIMEOUT_S:
                 raise Retryable(f"Kafka at {self.address} does not give the records of {place.topic}")
-            if records:
-                yield records
+            yield records
 
     async def mapped(self, request: Awaitable[Result]) -> Result:
         """The one table from aiokafka's errors to ours."""
@@ -91,7 +110,11 @@ class OffsetReader:
     async def _started(self) -> AIOKafkaConsumer:
         if self._consumer is None:
             consumer = AIOKafkaConsumer(
-                group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", **self._settings
+                group_id=None,
+                enable_auto_commit=False,
+                auto_offset_reset="earliest",
+                fetch_max_wait_ms=FETCH_WAIT_MS,
+                **self._settings,
             )
             try:
                 await self.mapped(consumer.start())
