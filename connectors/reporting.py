@@ -23,9 +23,7 @@ async def report(name: str, runtime: Runtime, clock: Clock, interval_s: float = 
     """Runs until cancelled."""
     reports, records, published, retries = 0, 0, 0, 0
     operations, rows = Counter[str](), Counter[str]()
-    metrics.connector_set_aside.labels(
-        name
-    )  # at zero: an alert on its growth would not see a series that begins with 1
+    metrics.connector_set_aside.labels(name)  # at zero: no alert sees the growth of a series that begins with 1
     while True:
         statistics = runtime.statistics
         metrics.connector_published_records.labels(name).inc(statistics.records_delivered - records)

@@ -158,6 +158,11 @@ class WatchedPipeline:
         assert self._prometheus is not None
         return self._prometheus.query(str(alerts()[alert]["expr"]))
 
+    def asked(self, expression: str) -> list[Sample]:
+        """What Prometheus answers; a mistake in it fails the test."""
+        assert self._prometheus is not None
+        return self._prometheus.query(expression)
+
     def alarms(self) -> dict[str, str]:
         """Name → pending or firing."""
         assert self._prometheus is not None

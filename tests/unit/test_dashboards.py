@@ -14,6 +14,7 @@ import yaml
 
 from deploy.pages.__main__ import DASHBOARDS, GRAFANA, pages
 from pipeline.core import metrics
+from tests.support.dashboards import expressions, filled
 from tests.support.prometheus import metrics_in, mistakes_of, promtool, runbook_sections
 
 FILES = sorted(GRAFANA.glob("*.json"))
@@ -167,14 +168,3 @@ def test_links_lead_to_headings_of_the_runbook() -> None:
         for url in links:
             assert re.fullmatch(r"\$\{runbook\}#(.+)", url), url
             assert url.partition("#")[2] in headings, f"{file.name}: {url}"
-
-
-def expressions(board: dict[str, Any]) -> list[tuple[str, str]]:
-    """(where, PromQL) of panels, annotations and variables."""
-    found = [(panel["title"], target["expr"]) for panel in board["panels"] for target in panel.get("targets", [])]
-    found += [(one["name"], one["expr"]) for one in board["annotations"]["list"]]
-    return found + [(one["name"], one["definition"]) for one in board["templating"]["list"] if "definition" in one]
-
-
-def filled(expression: str) -> str:
-    return re.sub(r"\$\w+", ".*", expression.replace("$__rate_interval", "1m"))
