@@ -50,6 +50,7 @@ async def open_collector(
         interval_s,
         section.timeout_s,
         tuple(section.scrape),
+        section.scrape_key.get_secret_value() if section.scrape_key is not None else "",
         versions={name: spec.version for name, spec in contexts.items()},
         has=watched.has,
         expected_topics=tuple(sorted({topic for topics in expected.values() for topic in topics})),

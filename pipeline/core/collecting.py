@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 
 from pipeline.core.section import ConfigPart
 
@@ -26,6 +26,9 @@ class CollectorConfig(ConfigPart):
     groups: list[str] = Field(default_factory=lambda: ["*"])
     ignore: list[str] = Field(default_factory=list)
     scrape: list[str] = Field(default_factory=list, description="e.g. http://serve-0:9101/metrics")
+    scrape_key: SecretStr | None = Field(
+        default=None, min_length=1, description="an API key with the scope metrics:read, for pages of serve"
+    )
     partitions: bool = Field(default=False, description="true gives every partition series of its own")
     allowed_lag_records: dict[str, int] = Field(
         default_factory=dict, description="by pattern of groups: so many may wait at any time"

@@ -201,13 +201,21 @@ def test_pages_and_replicas_that_others_ask_have_names_that_exist(
     assert config.canary is not None
     assert len(config.canary.url) == 3, "as many as there always are"
     assert len(config.collector.scrape) == 3 + 2 + 1 + 2
-    for address in (*config.canary.url, *config.collector.scrape):
+    assert config.collector.url is not None
+    for address in (*config.canary.url, *config.collector.scrape, config.collector.url):
         host, port = re.fullmatch(r"http://([^/:]+):(\d+)(?:/metrics)?", address).groups()  # type: ignore[union-attr]
         service = named(everything, "Service", host.rpartition(".")[2])["spec"]
         assert int(port) in {one["port"] for one in service["ports"]}
         if "." in host:
             pod, _, name = host.partition(".")
             assert named(everything, "StatefulSet", pod.rpartition("-")[0])["spec"]["serviceName"] == name
+
+
+def test_pages_of_serve_are_read_only_with_a_key_where_it_asks_for_one() -> None:
+    pages = config_file(objects_of(MINIMAL))["collector"]["scrape"]
+    assert pages == ["http://live-ctxpipe-connect-all:9100/metrics"]
+    keyed = rendered("-f", str(MINIMAL), "--set", "config.collector.scrape_key=${REDIS_URL}")
+    assert len(config_file(keyed)["collector"]["scrape"]) == 3
 
 
 def test_ctxpipe_takes_the_arguments(objects: Objects) -> None:
@@ -225,7 +233,7 @@ def test_no_secret_is_in_an_object_and_each_role_gets_its_own(everything: Object
         environment = {one["name"]: one for one in container["env"]}
         files = {key.removesuffix("_FILE"): one["value"] for key, one in environment.items() if key.endswith("_FILE")}
         assert set(files) == {
-            "KAFKA_PASSWORD", "REDIS_URL", "SHOP_DSN", "WAREHOUSE_DSN", "CANARY_KEY", "SHOP_CANARY_DSN",
+            "KAFKA_PASSWORD", "REDIS_URL", "SHOP_DSN", "WAREHOUSE_DSN", "METRICS_KEY", "CANARY_KEY", "SHOP_CANARY_DSN",
         }, name  # fmt: skip
         volume = next(volume for volume in pod["spec"]["volumes"] if volume["name"] == "secrets")
         sources = {

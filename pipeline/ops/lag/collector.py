@@ -51,6 +51,7 @@ class Settings:
     interval_s: float = 10.0
     timeout_s: float = 5.0
     scrape: tuple[str, ...] = ()
+    scrape_key: str = field(default="", repr=False)
     floors: tuple[str, ...] = ()
     versions: Mapping[str, int] = field(default_factory=dict)
     has: Callable[[str], bool] = lambda _: True
@@ -180,8 +181,8 @@ class Collector:
     # ---- pages
 
     async def _read_pages(self) -> dict[str, Page | str]:
-        urls = self._settings.scrape
-        pages = await asyncio.gather(*(asyncio.to_thread(_page, url, self._settings.timeout_s) for url in urls))
+        urls, limit_s, key = self._settings.scrape, self._settings.timeout_s, self._settings.scrape_key
+        pages = await asyncio.gather(*(asyncio.to_thread(_page, url, limit_s, key) for url in urls))
         silent = [url for url, page in zip(urls, pages, strict=True) if isinstance(page, str)]
         if silent and len(silent) == len(urls):
             logger.debug("no page comes: %s", ", ".join(silent))
@@ -219,14 +220,18 @@ def _topic_ends(sample: Sample) -> dict[str, int]:
     return {topic: end for topic, end in found.items() if counts[topic] == topics.get(topic)}
 
 
-def _page(url: str, timeout_s: float) -> Page | str:
+def _page(url: str, timeout_s: float, key: str) -> Page | str:
     """The page, or why it does not come."""
-    request = urllib.request.Request(url, headers={"Accept": "text/plain;version=0.0.4"})
+    headers = {"Accept": "text/plain;version=0.0.4", **({"Authorization": f"Bearer {key}"} if key else {})}
+    request = urllib.request.Request(url, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as answer:
             return read_page(answer.read(PAGE_BYTES_MAX).decode(errors="replace"))
     except urllib.error.HTTPError as error:
-        return f"it answers {error.code}"
+        told = (
+            "; collector: scrape_key names an API key with the scope metrics:read" if error.code in (401, 403) else ""
+        )
+        return f"it answers {error.code}{told}"
     except (OSError, HTTPException, ValueError) as error:
         return str(getattr(error, "reason", None) or error or type(error).__name__)
 

@@ -9,6 +9,10 @@
 {{- if .Values.serve.unprotected }}{{ $_ := set $serve "unprotected" true }}{{ end -}}
 {{- $_ := set $config "serve" (mergeOverwrite $serve ($config.serve | default dict)) -}}
 {{- $collector := dict "host" "0.0.0.0" "scrape" (include "ctxpipe.pages" . | fromYamlArray) -}}
+{{- if .Values.collector.enabled -}}
+{{- $port := dig "collector" "port" 9108 .Values.config | int -}}
+{{- $_ := set $collector "url" (printf "http://%s-collector:%d" (include "ctxpipe.fullname" .) $port) -}}
+{{- end -}}
 {{- $_ := set $config "collector" (mergeOverwrite $collector ($config.collector | default dict)) -}}
 {{- with $config.canary -}}
 {{- if not .url }}{{ $_ := set . "url" (include "ctxpipe.replicas" $root | fromYamlArray) }}{{ end -}}
@@ -30,11 +34,13 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Metrics pages of all pods that are always there, for the collector. */}}
+{{/* Metrics pages of all pods that are always there, for the collector; those of serve where it has a key for them. */}}
 {{- define "ctxpipe.pages" -}}
 {{- $name := include "ctxpipe.fullname" . -}}
+{{- if or (not .Values.config.access) (dig "collector" "scrape_key" "" .Values.config) }}
 {{- range include "ctxpipe.replicas" . | fromYamlArray }}
 - {{ . }}/metrics
+{{- end }}
 {{- end }}
 {{- range $part, $worker := .Values.workers }}
 {{- $least := int ($worker.replicas | default 2) -}}
