@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.ops.lag.model import OK, REWIND, STALL, STOP, UNKNOWN, WARN, Finding, GroupLag, Report
-from pipeline.ops.lag.words import count, duration
+from pipeline.ops.lag.words import count, duration, several
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 COLOURS = {OK: "green", UNKNOWN: "magenta", WARN: "yellow", STALL: "red", STOP: "red", REWIND: "red"}
 SEVERITIES = {"wrong": ("red", "✗"), "warning": ("yellow", "!"), "note": ("cyan", "·")}
 ARROWS = {"growing": "↑", "shrinking": "↓", "steady": "→"}
+HOT_SHARE = 0.05
+"""Of the records that were read: a key with less is one among many."""
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARK_SIGNS = 30
 
@@ -70,7 +72,8 @@ def closing(report: Report) -> Iterator[str]:
     wrong = sum(finding.severity == "wrong" for finding in report.findings)
     warnings = sum(finding.severity == "warning" for finding in report.findings)
     if wrong or warnings:
-        yield f"{wrong} wrong, {warnings} warnings: ctxpipe lag --explain says what, why and what mends it"
+        told = f"{several(wrong, 'fault')}, {several(warnings, 'warning')}"
+        yield f"{told}: ctxpipe lag --explain says what, why and what mends it"
     if report.collector.floors:
         yield f"Not worth chasing: {'; '.join(report.collector.floors)}"
 
@@ -78,7 +81,7 @@ def closing(report: Report) -> Iterator[str]:
 def show_findings(report: Report) -> None:
     if not report.findings:
         greatest = max((group.lag_s or 0.0 for group in report.groups), default=0.0)
-        click.echo(f"All is well: {len(report.groups)} groups, none is more than {duration(greatest)} behind.")
+        click.echo(f"All is well: {several(len(report.groups), 'group')}, at most {duration(greatest)} behind.")
     for finding in report.findings:
         _say(finding)
     if report.collector.floors:
@@ -86,17 +89,23 @@ def show_findings(report: Report) -> None:
 
 
 def show_hot_keys(keys: Sequence[HotKey]) -> None:
+    """Those that stand out; where none does, that is the answer."""
+    if not keys:
+        click.echo("Nothing waits, so no key is hot.")
+        return
+    hot = [one for one in keys if one.records >= HOT_SHARE * one.of_records]
     rows = [
         (
             _plain(one.group), _plain(f"{one.topic}/{one.partition}"), _plain(one.key),
             _plain(f"{one.records / max(1, one.of_records):.0%} of {count(one.of_records)}"),
         )
-        for one in keys
+        for one in hot
     ]  # fmt: skip
-    if not rows:
-        click.echo("Nothing waits, so no key is hot.")
-        return
-    _print(View("Keys of what waits", ("GROUP", "PARTITION", "KEY", "SHARE OF WHAT WAS READ"), rows))
+    if rows:
+        _print(View("Keys of what waits", ("GROUP", "PARTITION", "KEY", "SHARE OF WHAT WAS READ"), rows))
+    for topic, partition, read in sorted({(one.topic, one.partition, one.of_records) for one in keys}):
+        if not any((one.topic, one.partition) == (topic, partition) for one in hot):
+            click.echo(f"{topic}/{partition}: no key has {HOT_SHARE:.0%} of the {several(read, 'record')} read")
 
 
 def sparkline(values: Sequence[float]) -> str:
@@ -250,7 +259,9 @@ def _trend(name: str, velocity: float | None) -> str:
 def _catch_up(group: GroupLag) -> str:
     if not group.lag_records:
         return "-"
-    return duration(group.catch_up_s) if group.catch_up_s is not None else "never" if group.trend == "growing" else "?"
+    if group.status in (STOP, STALL) or group.trend == "growing":
+        return "never"
+    return "?" if group.catch_up_s is None else duration(group.catch_up_s)
 
 
 def _plain(text: object) -> Cell:

@@ -131,7 +131,7 @@ async def test_a_collector_publishes_answers_and_forgets(
     assert done.code == 1 and f"group {others}: is not running" in done.out, done.out
     assert "runbook: A group has stopped" in done.out and "nobody works at it" in done.out
     done = ctxpipe("lag", "--explain", "--group", ours, folder=tmp_path)
-    assert done.code == 0 and "All is well: 1 groups" in done.out, done.out
+    assert done.code == 0 and "All is well: 1 group," in done.out, done.out
 
     watching = start("lag", "--watch", "--json", "--group", others)
     assert watching.stdout is not None

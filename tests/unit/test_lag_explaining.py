@@ -37,7 +37,7 @@ EMBEDDER = {"group": "ctxpipe.flight.v1.space.abc", "role": "embedder", "context
 
 
 def group(status: str, *partitions: PartitionLag, **given: Any) -> GroupLag:
-    shown = partitions or (PartitionLag(0, status, "as it is", 10, 0, 30, 20, 40.0),)
+    shown = partitions or (PartitionLag(0, status, "as it is", 10, 0, 30, 20, given.get("lag_s", 40.0)),)
     topic = TopicLag("orders", status, 20, 40.0, partitions=list(shown))
     found = {"group": "others", "members": 1, "lag_records": 20, "lag_s": 40.0, "topics": [topic], **given}
     return GroupLag(status=status, **found)
@@ -107,7 +107,7 @@ CASES: list[tuple[str, Report, str, str, str]] = [
         "lost",
         report(group(OK, PartitionLag(0, OK, "", 5, 9, 20, 11, lost_records=4))),
         "wrong",
-        "4 records were removed before they were read",
+        "4 records gone before the group read them",
         "Records are about to be lost",
     ),
     (
@@ -150,7 +150,7 @@ CASES: list[tuple[str, Report, str, str, str]] = [
         "dead letters",
         report(dead_letters=[{"name": "flight", "waiting": 3, "bundles": 2, "oldest_age_s": 60.0}]),
         "warning",
-        "3 records were set aside, 2 bundles are wrong",
+        "3 records set aside, 2 bundles wrong",
         "Dead letters wait",
     ),
     ("connector", shop("warning", slot_active=False), "wrong", "source shop: as told", "A connector has stopped"),
@@ -187,6 +187,9 @@ def test_all_is_well_without_findings() -> None:
     assert told(report(group(OK, lag_s=0.2, lag_records=3))) == []
     assert told(report(group(OK, lag_s=8.0, **WORKER)), by_context={"flight": 10.0}) == []
     assert told(report(group(OK, lag_s=12.0, **WORKER)), by_context={"flight": 10.0})[0].severity == "warning"
+    assert told(report(group(OK, lag_s=12.0, **EMBEDDER)), by_context={"flight": 10.0}) == [], "vectors come behind"
+    came = PartitionLag(0, OK, "", 10, 0, 11, 1, 3600.0, waiting_s=0.2)
+    assert told(report(group(OK, came, lag_s=3600.0))) == [], "the first record after a quiet hour is not late"
 
 
 def test_what_is_wrong_comes_first_and_the_outlook_is_told() -> None:

@@ -202,7 +202,7 @@ class Collector:
         return [text_topic(context, version, space), vector_topic(context, version, space)]
 
     def _floors(self) -> Iterable[str]:
-        yield f"a lag is seen every {self._settings.interval_s:g} s"
+        yield f"lag is sampled every {self._settings.interval_s:g} s"
         yield from self._settings.floors
         for source in self._last.get("sources", []):
             if source.get("floor_s"):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.core.freshness import SHARES
 from pipeline.ops.lag.model import (
     OK,
     REWIND,
@@ -26,7 +27,7 @@ from pipeline.ops.lag.model import (
 )
 from pipeline.ops.lag.names import EMBEDDER, SERVE, role_of
 from pipeline.ops.lag.trend import GROWING, SHRINKING
-from pipeline.ops.lag.words import count, duration, records
+from pipeline.ops.lag.words import count, duration, records, several
 
 WRONG, WARNING, NOTE = "wrong", "warning", "note"
 SEVERITIES = (WRONG, WARNING, NOTE)
@@ -44,7 +45,11 @@ class Objectives:
     by_context: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, group: GroupLag) -> float:
-        return self.by_context.get(group.context, self.late_s) if group.context else self.late_s
+        """A vector may come behind its bundle, as far as the budgets of the stages say."""
+        promised_s = self.by_context.get(group.context)
+        if promised_s is None:
+            return self.late_s
+        return promised_s * (SHARES["embedded"] if group.role == EMBEDDER else SHARES["in_redis"])
 
 
 def explain(report: Report, objectives: Objectives) -> list[Finding]:
@@ -66,7 +71,8 @@ def explain(report: Report, objectives: Objectives) -> list[Finding]:
 
 def _group(group: GroupLag, objectives: Objectives) -> Iterator[Finding]:
     where = role_of(group.group).words(group.group)
-    behind = f"{records(group.lag_records)} wait, {_age_of(group)}"
+    waits = "waits" if group.lag_records == 1 else "wait"
+    behind = f"{records(group.lag_records)} {waits}, {_age_of(group)}"
     if group.status == STOP:
         yield _stopped(group, where, behind)
     elif group.status == STALL:
@@ -92,7 +98,7 @@ def _group(group: GroupLag, objectives: Objectives) -> Iterator[Finding]:
             "session timeout.",
             "A group keeps rebalancing",
         )  # fmt: skip
-    elif group.status == WARN or (group.lag_s or 0.0) > objectives.of(group):
+    elif group.status == WARN or _waits_s(group) > objectives.of(group):
         yield _slow(group, where, behind, objectives.of(group))
     yield from _loss(group, where)
     yield from _clocks(group, where)
@@ -136,7 +142,7 @@ def _stalled(group: GroupLag, where: str, behind: str) -> Finding:
 
 
 def _slow(group: GroupLag, where: str, behind: str, late_s: float) -> Finding:
-    late = (group.lag_s or 0.0) > late_s
+    late = _waits_s(group) > late_s
     what = "falls behind" if group.status == WARN or group.trend == GROWING else "is late"
     hot = [(topic.topic, one) for topic in group.topics for one in topic.partitions if one.hot]
     why = group.reason or (f"more than the {duration(late_s)} that it may have" if late else "")
@@ -163,6 +169,17 @@ def _more_workers(group: GroupLag) -> str:
     return f"More worker processes{most}; if batches became slow, the store behind them."
 
 
+def _waits_s(group: GroupLag) -> float:
+    """How long something has waited for the group: after a quiet time, that is less than its lag."""
+    waits = [
+        min(one.lag_s, one.lag_s if one.waiting_s is None else one.waiting_s)
+        for topic in group.topics
+        for one in topic.partitions
+        if one.lag_s is not None
+    ]
+    return max(waits, default=group.lag_s or 0.0)
+
+
 def _quiet(group: GroupLag) -> Iterator[str]:
     """The last record that was applied may be old because nothing came since."""
     for topic in group.topics:
@@ -177,7 +194,7 @@ def _loss(group: GroupLag, where: str) -> Iterator[Finding]:
     if lost:
         topic, one = max(lost, key=lambda pair: pair[1].lost_records)
         yield Finding(
-            WRONG, where, f"{records(sum(o.lost_records for _, o in lost))} were removed before they were read",
+            WRONG, where, f"{records(sum(o.lost_records for _, o in lost))} gone before the group read them",
             f"{topic}/{one.partition} begins at offset {one.start}, and only {one.committed} was reached", "",
             f"Raise the topic's retention. {snapshot}", "Records are about to be lost",
         )  # fmt: skip
@@ -317,7 +334,7 @@ def _dead_letters(letters: Mapping[str, Any]) -> Iterator[Finding]:
         soon = f"; the first expires in {duration(expiry_s)}" if expiry_s is not None else ""
         yield Finding(
             WARNING, f"dead letters of {name}",
-            f"{records(waiting)} were set aside, {count(letters.get('bundles'))} bundles are wrong because of them",
+            f"{records(waiting)} set aside, {several(letters.get('bundles') or 0, 'bundle')} wrong because of that",
             f"the oldest since {duration(letters.get('oldest_age_s'))}{soon}", "They stay wrong until redriven.",
             f"ctxpipe dlq {name} list says why; mend it, then ctxpipe dlq {name} redrive --all.", "Dead letters wait",
         )  # fmt: skip

@@ -26,4 +26,9 @@ def count(number: float | None) -> str:
 
 
 def records(number: float) -> str:
-    return "1 record" if round(number) == 1 else f"{number:,.0f} records"
+    return several(number, "record")
+
+
+def several(number: float, noun: str) -> str:
+    """`1 record`, `20,000 records`."""
+    return f"1 {noun}" if round(number) == 1 else f"{number:,.0f} {noun}s"
