@@ -17,6 +17,7 @@ from deploy.local.helm import helm_program, schemas
 from pipeline.cli import cli
 from pipeline.core.canary import canary_specs, context_name
 from pipeline.core.config import Config, load, load_contexts
+from pipeline.core.metrics import DEFINITIONS
 from schemas.topics import consumer_group, dirty_topic, table_topic
 from tests.support.charts import CHART, KUBERNETES, VALUES, Refused, helm, mistakes, named, pods, rendered
 
@@ -163,6 +164,9 @@ def test_what_the_autoscalers_decide_is_said_nowhere_else(everything: Objects) -
     assert named(plain, "StatefulSet", "live-ctxpipe-serve")["spec"]["replicas"] == 2
     scaler = named(everything, "HorizontalPodAutoscaler", "live-ctxpipe-serve")["spec"]
     assert [metric["type"] for metric in scaler["metrics"]] == ["Resource", "Pods"]
+    in_flight = scaler["metrics"][1]["pods"]
+    assert in_flight["metric"]["name"] in {definition.name for definition in DEFINITIONS}
+    assert in_flight["target"] == {"type": "AverageValue", "averageValue": "48"}
 
 
 def test_workers_scale_by_the_lag_of_the_groups_and_topics_that_they_read(everything: Objects) -> None:

@@ -77,7 +77,9 @@ def mistakes(one: Mapping[str, Any], kubernetes: str) -> list[str]:
 def _library() -> Any:
     _make_importable()
     import kubernetes_validate
+    from kubernetes_validate import utils
 
+    utils.schema_contents = cache(utils.schema_contents)  # it would read a megabyte for each object
     return kubernetes_validate
 
 

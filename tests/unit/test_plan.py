@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from deploy.scaling import FIGURES, PAGE, brought_up_to_date
 from pipeline.commands.plan import load_of
 from pipeline.core.errors import ConfigError
+from pipeline.core.metrics import DEFINITIONS
 from pipeline.ops.measured import FILE, Measured, collect, load_measured
 from pipeline.ops.sizing import PARTITIONS, Load, Plan, plan
 from pipeline.ops.sizing_search import search_cost
@@ -43,6 +44,13 @@ def test_the_page_says_what_the_command_says() -> None:
     page = PAGE.read_text()
     assert page.count("<!-- ctxpipe plan ") == page.count("<!-- end -->") >= 3
     assert brought_up_to_date(page) == page, "python -m deploy.scaling writes the tables anew"
+
+
+def test_the_page_watches_metrics_that_exist() -> None:
+    known = {definition.name for definition in DEFINITIONS}
+    named = set(re.findall(r"\bctxpipe_[a-z_]+", PAGE.read_text()))
+    assert len(named) > 5
+    assert named <= known
 
 
 def test_ten_times_the_load_takes_ten_times_as_much_where_it_is_not_rounded() -> None:
