@@ -26,7 +26,17 @@ from pipeline.guard.escalations import Escalation, Escalations
 from pipeline.guard.gates import Gates
 from pipeline.guard.hedging import hedged
 from pipeline.guard.judging import RETRIED
-from pipeline.guard.ladder import Step, end_s, local_first, retry_delay_s, steps_of, until_s
+from pipeline.guard.ladder import (
+    ESCALATION_SHARE,
+    FUNCTION_SHARE,
+    Step,
+    end_s,
+    last_until_s,
+    local_first,
+    retry_delay_s,
+    steps_of,
+    until_s,
+)
 from pipeline.guard.prices import PriceTable, read_prices
 from pipeline.guard.strict_json import InvalidOutput
 from pipeline.guard.values import Attempt, ModelRequest, Reason, Result, Rung, Tokens
@@ -183,7 +193,7 @@ class Guard:
         try:
             value = function(call.request)
             if inspect.isawaitable(value):
-                async with asyncio.timeout(max(0.0, self._deadline_s(call) - began_s)):
+                async with asyncio.timeout(self._left_s(call, FUNCTION_SHARE)):
                     value = await value
             if value is None:
                 detail = "it has no answer"
@@ -191,6 +201,8 @@ class Guard:
                 value = _checked(call.request, value)
         except InvalidOutput as error:
             value, detail = None, f"its answer does not hold: {error.detail}"
+        except TimeoutError:
+            value, detail = None, "it did not answer in time"
         except Exception as error:  # noqa: BLE001 - the application's own code: what it raises must not cost the answer
             _log.exception("the function for the task %s failed", call.request.task)
             value, detail = None, f"it failed: {type(error).__name__}"
@@ -219,7 +231,7 @@ class Guard:
             attempts=tuple(call.attempts),
             last_output=call.last_output[:_LAST_OUTPUT_CHARACTERS_MAX],
         )
-        stored = await self._put(record, max(0.0, self._deadline_s(call) - self._clock.monotonic_s()))
+        stored = await self._put(record, self._left_s(call, ESCALATION_SHARE))
         return self._result(call, None, "escalated", escalation=stored, escalation_id=record.id)
 
     async def _put(self, record: Escalation, wait_s: float) -> Literal["recorded", "pending", "failed"]:
@@ -243,8 +255,9 @@ class Guard:
             told = error if isinstance(error, CtxpipeError | OSError) else type(error).__name__
             _log.error("an escalation could not be stored: %s", told)
 
-    def _deadline_s(self, call: Call) -> float:
-        return call.began_s + call.request.deadline_s
+    def _left_s(self, call: Call, share: float) -> float:
+        deadline_s = call.began_s + call.request.deadline_s
+        return max(0.0, last_until_s(call.ends_s, deadline_s, share) - self._clock.monotonic_s())
 
     def _result(self, call: Call, output: Any, rung: Rung, **more: Any) -> Result:
         asked = [attempt for attempt in call.attempts if attempt.asked]

@@ -11,8 +11,10 @@ from pipeline.guard.values import Rung
 SHARE_KEPT = 0.15
 """Of the time that is left, for each endpoint further down that has no `reserve_s`."""
 SHARE_KEPT_MAX = 0.5
-LAST_S_MAX, LAST_SHARE = 0.02, 0.05
-"""Of a deadline, for the application's function and the escalation."""
+LAST_S_MAX, LAST_SHARE = 0.06, 0.05
+"""Of a deadline, what models leave: for the application's function, the escalation, and the way back to the caller."""
+FUNCTION_SHARE, ESCALATION_SHARE = 0.5, 0.8
+"""Of that time, until when each of them may take."""
 ATTEMPT_S_MIN = 0.002
 """With less, nothing is asked."""
 
@@ -41,6 +43,11 @@ def local_first(steps: Sequence[Step]) -> list[Step]:
 def end_s(began_s: float, deadline_s: float) -> float:
     """Until when models may work: a little is kept for what answers without one."""
     return began_s + deadline_s - min(LAST_S_MAX, LAST_SHARE * deadline_s)
+
+
+def last_until_s(call_ends_s: float, deadline_s: float, share: float) -> float:
+    """Until when a rung without a model may work; `call_ends_s` as `end_s` gives it, both on the clock."""
+    return call_ends_s + share * (deadline_s - call_ends_s)
 
 
 def until_s(now_s: float, ends_s: float, endpoint: Endpoint, later: Sequence[Step]) -> float:

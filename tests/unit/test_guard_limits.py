@@ -153,7 +153,7 @@ def test_a_deadline_is_shared_so_that_what_is_below_has_its_time() -> None:
     assert until_s(0, 1, endpoint(), [local]) == pytest.approx(0.7)
     assert until_s(0, 1, endpoint(), [Step("other", endpoint("b"))]) == pytest.approx(0.85)
     assert until_s(0, 1, endpoint(), 9 * [local]) == 0.5, "at most half is kept"
-    assert end_s(10, 30) == pytest.approx(39.98)
+    assert end_s(10, 30) == pytest.approx(39.94)
     assert end_s(10, 0.1) == pytest.approx(10.095)
 
 
