@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -29,6 +30,9 @@ class ChildReport(msgspec.Struct, frozen=True):
     def problems(self, probe: str) -> Mapping[str, str]:
         found: Mapping[str, str] = getattr(self, probe)
         return found
+
+
+_DECODE = msgspec.json.Decoder(ChildReport).decode
 
 
 def report_of(health: Health) -> ChildReport:
@@ -105,4 +109,5 @@ class ReportingChild:
                 return
             *lines, self._unread = (self._unread + found).split(b"\n")
             if lines:
-                self.report, self.reported_s = msgspec.json.decode(lines[-1], type=ChildReport), time.monotonic()
+                with suppress(msgspec.DecodeError):  # of a child that was killed in the middle of a line
+                    self.report, self.reported_s = _DECODE(lines[-1]), time.monotonic()
