@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Literal
 
-from pipeline.core import metrics
 from pipeline.core.clock import Clock
 from pipeline.guard import measures
 from pipeline.guard.breaker import Breaker, Permit, State
@@ -70,7 +69,7 @@ class Gates:
             price = self.price(endpoint)
             taken = self._reserve(request, endpoint, price, left_s, cost_left)
             if isinstance(taken, Reservation):
-                metrics.guard_in_flight.labels(endpoint.name).inc()
+                measures.entered(endpoint.name, 1)
                 return Ticket(endpoint, permit, taken, price)
             self._in_flight.leave(endpoint.name)
         else:
@@ -81,7 +80,7 @@ class Gates:
     def leave(self, ticket: Ticket, mark: Mark, cost: Decimal | None) -> None:
         """`cost` None: unknown, so that what was set aside counts as spent."""
         self._in_flight.leave(ticket.endpoint.name)
-        metrics.guard_in_flight.labels(ticket.endpoint.name).dec()
+        measures.entered(ticket.endpoint.name, -1)
         _settle(self.breaker(ticket.endpoint.name), ticket.permit, mark)
         self.costs.settle(ticket.reservation, cost)
 

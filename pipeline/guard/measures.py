@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from typing import TypeVar
+
+from prometheus_client.metrics import MetricWrapperBase
 
 from pipeline.core import metrics
 from pipeline.guard.breaker import STATES, State
 from pipeline.guard.values import Attempt, ModelRequest, Result
+
+Metric = TypeVar("Metric", bound=MetricWrapperBase)
 
 
 def breaker_told(endpoint: str, part: str) -> Callable[[State], None]:
@@ -23,30 +29,40 @@ def breaker_told(endpoint: str, part: str) -> Callable[[State], None]:
     return told
 
 
+def entered(endpoint: str, change: int) -> None:
+    _of(metrics.guard_in_flight, endpoint).inc(change)
+
+
 def attempted(request: ModelRequest, attempt: Attempt) -> None:
     endpoint, task = attempt.endpoint, request.task
-    metrics.guard_attempts.labels(endpoint, attempt.rung, attempt.reason or "answered").inc()
+    _of(metrics.guard_attempts, endpoint, attempt.rung, attempt.reason or "answered").inc()
     if not attempt.asked:
         return
-    metrics.guard_attempt_seconds.labels(endpoint).observe(attempt.took_s)
+    _of(metrics.guard_attempt_seconds, endpoint).observe(attempt.took_s)
     if attempt.invalid:
-        metrics.guard_invalid.labels(endpoint, task, attempt.invalid).inc()
+        _of(metrics.guard_invalid, endpoint, task, attempt.invalid).inc()
     if attempt.tokens.input is not None:
-        metrics.guard_tokens.labels(endpoint, task, "input").inc(attempt.tokens.input)
+        _of(metrics.guard_tokens, endpoint, task, "input").inc(attempt.tokens.input)
     if attempt.tokens.output is not None:
-        metrics.guard_tokens.labels(endpoint, task, "output").inc(attempt.tokens.output)
+        _of(metrics.guard_tokens, endpoint, task, "output").inc(attempt.tokens.output)
     if attempt.cost is None:
-        metrics.guard_cost_unknown.labels(endpoint, task).inc()
+        _of(metrics.guard_cost_unknown, endpoint, task).inc()
     elif attempt.cost:
-        metrics.guard_cost.labels(endpoint, task).inc(float(attempt.cost))
+        _of(metrics.guard_cost, endpoint, task).inc(float(attempt.cost))
 
 
 def answered(request: ModelRequest, result: Result) -> None:
-    metrics.guard_answers.labels(request.task, result.rung, result.reason or "answered").inc()
-    metrics.guard_seconds.labels(request.task, result.rung).observe(result.took_s)
+    _of(metrics.guard_answers, request.task, result.rung, result.reason or "answered").inc()
+    _of(metrics.guard_seconds, request.task, result.rung).observe(result.took_s)
     if result.took_s > request.deadline_s:
-        metrics.guard_late.labels(request.task).inc()
+        _of(metrics.guard_late, request.task).inc()
     if result.repaired:
-        metrics.guard_repaired.labels(request.task, result.repaired).inc()
+        _of(metrics.guard_repaired, request.task, result.repaired).inc()
     if result.escalation:
-        metrics.guard_escalations.labels(request.task, result.escalation).inc()
+        _of(metrics.guard_escalations, request.task, result.escalation).inc()
+
+
+@lru_cache(maxsize=4096)
+def _of(metric: Metric, *labels: str) -> Metric:
+    """Finding the series of some labels takes longer than counting."""
+    return metric.labels(*labels)

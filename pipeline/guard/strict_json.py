@@ -33,9 +33,7 @@ def parse(text: str, bytes_max: int = BYTES_MAX, depth_max: int = DEPTH_MAX) -> 
     if text.count("{") + text.count("[") > depth_max and any(depth > depth_max for depth in _depths(text)):
         raise InvalidOutput("too_deep", f"it is nested deeper than {depth_max} levels")
     try:
-        value = json.loads(
-            text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_int
-        )
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise InvalidOutput("not_json", f"it is no JSON: {error.msg} at character {error.pos}") from None
     except RecursionError:
@@ -134,3 +132,6 @@ def _check_escapes(value: Any) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise InvalidOutput("bad_text", "a string holds half of a surrogate pair") from None
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_int)
