@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from deploy.pages.__main__ import GRAFANA
+from pipeline.core import metrics
 from tests.support.dashboards import expressions, filled
 from tests.support.eventually import eventually_sync
+from tests.support.prometheus import alerts, lint, records, series_of
 from tests.support.servers import LocalRoot, fresh_database
 from tests.support.watched_pipeline import NAMED_S_MAX, Named, WatchedPipeline
 
@@ -42,6 +44,19 @@ def test_every_panel_of_the_dashboards_can_be_asked(watched: WatchedPipeline) ->
     empty = [(title, panel, text) for title, panel, text in asked if not watched.asked(filled(text))]
     _LOG.warning("%d of %d queries give nothing: %s", len(empty), len(asked), sorted({one[1] for one in empty}))
     assert len(empty) < len(asked) / 2, empty
+
+
+def test_prometheus_evaluates_every_rule_and_the_pages_of_all_roles_are_sound(watched: WatchedPipeline) -> None:
+    rules = eventually_sync(
+        watched.rules, lambda found: all(rule["health"] != "unknown" for rule in found), timeout_s=60, what="evaluated"
+    )
+    assert [(rule["name"], rule.get("lastError")) for rule in rules if rule["health"] != "ok"] == []
+    assert len(rules) == len(alerts()) + len(records())
+    scraped = {one.labels["__name__"] for one in watched.asked('{__name__=~"ctxpipe_.+"}')}
+    assert scraped <= {name for definition in metrics.DEFINITIONS for name in series_of(definition)}
+    roles = {one.labels["role"] for one in watched.asked("up == 1")}
+    assert roles == {"connect", "worker", "embedder", "serve", "collector", "canary"}
+    assert {name: told for name in watched.ports if (told := lint(watched.page(name)))} == {}
 
 
 def judged(watched: WatchedPipeline, named: Named, alert: str, record: Any) -> str:

@@ -98,3 +98,18 @@ def _series_of(name: str) -> metrics.Definition | None:
     if histogram is not None and histogram.kind == "histogram":
         return histogram if histogram.name != name else None
     return OURS.get(name)
+
+
+def series_of(definition: metrics.Definition) -> list[str]:
+    """Names under which Prometheus keeps it."""
+    if definition.kind == "histogram":
+        return [f"{definition.name}_{end}" for end in ("bucket", "sum", "count", "created")]
+    return [definition.name, f"{definition.name.removesuffix('_total')}_created"]
+
+
+def lint(page: bytes) -> list[str]:
+    """What promtool finds wrong with the metrics of a page that are ours."""
+    done = subprocess.run(
+        [promtool_program(), "check", "metrics"], input=page, capture_output=True, timeout=30, check=False
+    )
+    return [line for line in (done.stdout + done.stderr).decode().splitlines() if "ctxpipe_" in line]

@@ -163,6 +163,16 @@ class WatchedPipeline:
         assert self._prometheus is not None
         return self._prometheus.query(expression)
 
+    def rules(self) -> list[dict[str, Any]]:
+        assert self._prometheus is not None
+        return self._prometheus.rules()
+
+    def page(self, name: str) -> bytes:
+        """/metrics of a role, by the name of its port."""
+        with urllib.request.urlopen(f"http://{self._place(name)}/metrics", timeout=10) as answer:
+            body: bytes = answer.read()
+        return body
+
     def alarms(self) -> dict[str, str]:
         """Name → pending or firing."""
         assert self._prometheus is not None
