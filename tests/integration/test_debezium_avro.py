@@ -49,7 +49,10 @@ async def test_from_avro_to_bundles(tmp_path: Path, kafka_bootstrap: str, redis_
                 value = registry.encode(2, {"id": number, "amount": Decimal(f"{number}.50")})
                 await producer.send_and_wait(topic, value, key=registry.encode(1, {"id": number}))
             await producer.send_and_wait(topic, None, key=registry.encode(1, {"id": 1}))
-            await producer.send_and_wait(topic, b"\x00\x00\x00\x00\x09\x02", key=registry.encode(1, {"id": 2}))
+            registry.register(9, ROW)
+            value = registry.encode(9, {"id": 2, "amount": Decimal("3.75")})
+            unknown = registry.schemas.pop(9)
+            await producer.send_and_wait(topic, value, key=registry.encode(1, {"id": 2}))
         log = tmp_path / "worker.log"
         words = ["worker", "--config", str(tmp_path / "ctxpipe.yaml")]
         worker = Role(words, log, {"PYTHONPATH": str(ROOT)}).start()
@@ -66,6 +69,10 @@ async def test_from_avro_to_bundles(tmp_path: Path, kafka_bootstrap: str, redis_
             letters = await asyncio.to_thread(ctxpipe, "dlq", context, "list", "--json", folder=tmp_path)
             (letter,) = letters.lines()
             assert "has no schema 9" in letter["reason"] and letter["bundle_keys"] == ["2"]
+            registry.schemas[9] = unknown
+            done = await asyncio.to_thread(ctxpipe, "dlq", context, "redrive", "--all", folder=tmp_path)
+            assert (done.code, done.out) == (0, "1 applied\n"), "mended in place, beside the running worker"
+            assert await amounts() == ["0.50", None, "3.75"]
             assert "secret" not in log.read_text() and "Traceback" not in log.read_text()
         finally:
             await asyncio.to_thread(worker.stop)
