@@ -179,13 +179,15 @@ class Deployment(RunningPipeline):
                 lambda: client.get(url), lambda seen: seen.status_code == 200, timeout_s=90, ignore=(httpx.HTTPError,)
             )
 
-    async def restart(self, name: str, role: Role) -> tuple[Role, int | None]:
-        """Its successor, and the exit code."""
+    async def restart(self, name: str, role: Role) -> tuple[Role, int | None, tuple[float, float]]:
+        """Its successor, the exit code, and how long the end and the new beginning took."""
+        asked_s = time.monotonic()
         code = await asyncio.to_thread(role.stop)
+        ended_s = time.monotonic()
         self.roles.remove(role)
         successor = self.begin(name)
         await self.until_ready(name)
-        return successor, code
+        return successor, code, (round(ended_s - asked_s, 2), round(time.monotonic() - ended_s, 2))
 
 
 @pytest.fixture
@@ -210,10 +212,10 @@ async def test_a_rolling_restart_fails_no_lookup_and_loses_nothing(
         async with callers.calling():
             before = changes.count
             await eventually(lambda: changes.count > before + CHANGES_PER_S)
-            codes = {}
+            codes, took_s = {}, {}
             for name in ("worker-0", "worker-1", "serve-0", "serve-1"):
                 callers.begin(name)
-                roles[name], codes[name] = await deployment.restart(name, roles[name])
+                roles[name], codes[name], took_s[name] = await deployment.restart(name, roles[name])
                 await eventually(lambda: callers.ready == set(urls))
             callers.begin("afterwards")
             settled = changes.count
@@ -222,6 +224,7 @@ async def test_a_rolling_restart_fails_no_lookup_and_loses_nothing(
     record_property("freshness_s_max", json.dumps(told))
     with capsys.disabled():
         print(f"\nrolling restart: {callers.lookups} lookups, {changes.count} changes, latest seen after, in s: {told}")
+        print(f"ended and ready again, in s: {took_s}")
     assert not callers.errors, f"{len(callers.errors)} of {callers.lookups}: {callers.errors[:5]}"
     assert set(codes.values()) == {0}, codes
 
