@@ -49,6 +49,7 @@ class World:
         starts: Mapping[Partition, int] | None = None,
         topics: Mapping[str, int] | None = None,
         problems: tuple[str, ...] = (),
+        complete: bool = True,
     ) -> dict[str, GroupLag]:
         self.rounds += 1
         at_s = self.rounds * 10.0
@@ -56,7 +57,8 @@ class World:
         for topic, number in ends:
             counts[topic] = max(counts.get(topic, 0), number + 1)
         begins = starts if starts is not None else dict.fromkeys(ends, 0)
-        self.judge.take(Sample(self.now_us, at_s, groups, begins, ends, counts if topics is None else topics, problems))
+        known = counts if topics is None else topics
+        self.judge.take(Sample(self.now_us, at_s, groups, begins, ends, known, problems, complete))
         report = self.judge.report(self.places, self.retentions)
         assert all(math.isfinite(number) for number in numbers_in(msgspec.to_builtins(report)))
         assert all(one.lag_records is None or one.lag_records >= 0 for group in report for one in partitions(group))
@@ -207,6 +209,11 @@ def test_a_topic_that_is_deleted_live_is_forgotten() -> None:
     world.run([(100, 200)])
     found = world.sample({"g": reading(100)}, {}, {}, topics={"another": 1})
     assert not found["g"].topics and found["g"].lag_records == 0
+    assert found["g"].status == UNKNOWN and "gone" in found["g"].reason, "until Kafka has forgotten its commits, too"
+    found = world.sample({"g": GroupSeen("Stable", READER, frozenset({P}), {})}, {}, {}, topics={"another": 1})
+    assert found["g"].status == UNKNOWN, "read by a member, but not to be seen by us"
+    found = world.sample({"g": GroupSeen("Stable", READER, frozenset(), {})}, {}, {}, topics={"another": 1})
+    assert found["g"].status == OK
     assert world.judge.wanted() == []
 
 
@@ -217,10 +224,11 @@ def test_a_broker_that_is_away_makes_things_unknown_not_zero() -> None:
     found = world.sample({"g": reading(100)}, {}, {}, topics={T: 1}, problems=away)["g"]
     assert (found.status, found.lag_s, partitions(found)[0].lag_records) == (UNKNOWN, None, None)
     assert "does not answer" in partitions(found)[0].reason
-    found = world.sample({}, {}, {}, topics={T: 1}, problems=away)["g"]
+    found = world.sample({}, {}, {}, topics={T: 1}, problems=away, complete=False)["g"]
     assert (found.status, found.reason, found.lag_s) == (UNKNOWN, away[0], None), "its coordinator is away: kept"
     assert world.run([(150, 200)]).status == OK, "and it is back as it was"
-    assert world.sample({}, {P: 200}) == {}, "all brokers answer, and it is gone"
+    refused = ("offsets of other: TopicAuthorizationFailedError",)
+    assert world.sample({}, {P: 200}, problems=refused) == {}, "all brokers named their groups, and it is gone"
 
 
 def test_a_group_that_should_be_there_is_told() -> None:

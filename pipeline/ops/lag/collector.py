@@ -151,7 +151,7 @@ class Collector:
     def _unknown(self) -> list[GroupLag]:
         """Kafka does not answer: what was known of groups is not true any more, and that is said."""
         problem = self._health[KAFKA].problem
-        self._judge.take(Sample(0, self._clock.monotonic_s(), {}, {}, {}, None, (problem,)))
+        self._judge.take(Sample(0, self._clock.monotonic_s(), {}, {}, {}, None, (problem,), complete=False))
         return self._judge.report({}, {})
 
     async def _timed(self, name: str, work: Awaitable[Result], limit_s: float) -> Result | None:

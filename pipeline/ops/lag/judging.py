@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
@@ -95,15 +95,13 @@ class Judge:
         """One more sample; groups and partitions that are gone for sure are forgotten."""
         seen = {name: group for name, group in sample.groups.items() if self._watched.has(name)}
         for name in self._watched.expected:
-            if name not in seen and self._watched.has(name) and not sample.problems:
+            if name not in seen and self._watched.has(name) and sample.complete:
                 seen[name] = GroupSeen("Missing", frozenset(), frozenset(), {})
-        if sample.problems:  # what is not listed may be on the broker that is away
+        if not sample.complete:  # what is not listed may be on the broker that is away
             for name in self._groups.keys() - seen.keys():
-                seen[name] = GroupSeen("", problem=sample.problems[0])
+                seen[name] = GroupSeen("", problem=next(iter(sample.problems), ""))
         self._groups = {name: self._groups.get(name) or _Group() for name in seen}
-        self._sample = Sample(
-            sample.at_us, sample.at_s, seen, sample.starts, sample.ends, sample.topics, sample.problems
-        )  # fmt: skip
+        self._sample = replace(sample, groups=seen)
         for name, group in seen.items():
             if group.committed is not None:
                 self._settle(name, self._groups[name], group)
@@ -272,6 +270,8 @@ class Judge:
             return STALL, grew
         if status == OK and self._recent_changes(group) >= self._rules.churn_changes:
             return WARN, f"{self._recent_changes(group)} rebalances within {self._rules.churn_s / 60:.0f} min"
+        if status == OK and not topics and (seen.committed or seen.assigned):
+            return UNKNOWN, "its topics are gone, or we may not describe them"
         if status == OK and seen.state == "Missing":
             return UNKNOWN, "no process has joined this group yet"
         return status, reason

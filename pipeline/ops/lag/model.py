@@ -49,7 +49,8 @@ class GroupSeen:
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One look at Kafka. Commits were read at `at_us`, ends after them. `topics`: how many partitions each has; None
-    when that is not known. `problems`: what did not answer, a sentence each."""
+    when that is not known. `problems`: what did not answer or refused us, a sentence each; `complete` False: so that
+    groups may be there that nobody named."""
 
     at_us: int
     at_s: float
@@ -59,6 +60,7 @@ class Sample:
     ends: Mapping[Partition, int]
     topics: Mapping[str, int] | None
     problems: tuple[str, ...] = ()
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True)

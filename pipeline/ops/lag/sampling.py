@@ -63,7 +63,8 @@ class Sampler:
         starts = await brokers.offsets(cluster, partitions, EARLIEST)
         if not ends and partitions and brokers.problems:
             raise Retryable(brokers.problems[0])
-        self._sample = Sample(at_us, at_s, groups, starts, ends, cluster.topics, tuple(brokers.problems))
+        complete = set(listed) == set(cluster.nodes)
+        self._sample = Sample(at_us, at_s, groups, starts, ends, cluster.topics, tuple(brokers.problems), complete)
         return self._sample
 
     async def places(self, wanted: Sequence[Wanted]) -> dict[Wanted, Place]:
