@@ -26,6 +26,7 @@ ADDED_LABELS = {"namespace", "job", "instance", "slo", "alertname", "le"}
 """By Prometheus, by the cluster, by our own recording rules."""
 
 
+@cache
 def rules(file: Path) -> list[dict[str, Any]]:
     """All rules of a file, of every group."""
     return [rule for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]]
