@@ -60,8 +60,8 @@ class Redriven:
     refused: dict[int, str] = field(default_factory=dict)
 
     @property
-    def done(self) -> int:
-        return len(self.applied) + len(self.overtaken)
+    def count(self) -> int:
+        return len(self.applied) + len(self.overtaken) + len(self.asked) + len(self.failed) + len(self.refused)
 
     def add(self, other: Redriven) -> None:
         self.applied += other.applied
@@ -91,18 +91,17 @@ class Redrive:
         """In the order of the letters, some at a time; those that lacked their row are tried a second time when all
         others are done. `show` is told how many are. Raises Retryable when a store or Kafka stays away: what was done
         until then is noted, and running it again goes on."""
-        result, incomplete = Redriven(), []
-        async for group in self._groups(choice.numbers):
-            found, later = await self._group(group, again=False)
-            incomplete += later
-            await self._note(choice, found)
-            result.add(found)
-            show(result.done + len(result.failed) + len(result.refused) + len(result.asked))
-        async for group in self._groups(incomplete):
-            found, _ = await self._group(group, again=True)
-            await self._note(choice, found)
-            result.add(found)
-            show(result.done + len(result.failed) + len(result.refused) + len(result.asked))
+        result = Redriven()
+        incomplete: list[int] = []
+        for numbers, again in ((choice.numbers, False), (incomplete, True)):
+            async for group in self._groups(numbers):
+                found, later = await self._group(group, again)
+                incomplete += later
+                await self._note(choice, found)
+                result.add(found)
+                show(result.count)
+        handled = {*result.applied, *result.overtaken, *result.asked, *result.failed, *result.refused}
+        result.refused |= {one: "expired meanwhile" for one in choice.numbers if one not in handled}
         return result
 
     async def _groups(self, numbers: Sequence[int]) -> AsyncIterator[list[tuple[int, bytes]]]:
@@ -137,6 +136,11 @@ class Redrive:
             letter = decode_letter(value)
             if self._texts is not None and self._texts.concern(letter):
                 texts[number] = letter
+            elif heading.by_embedding:
+                result.refused[number] = (
+                    f"a text of another version ({heading.topic}), whose workers look at their bundles themselves; "
+                    "discard this letter"
+                )
             elif (record := await self._persistently(lambda one=letter: self._original(one))) is not None:  # type: ignore[misc]
                 records.append((number, record))
             else:

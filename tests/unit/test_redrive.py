@@ -190,7 +190,7 @@ async def test_of_a_context_that_embeds_nothing_any_more_nobody_waits_for_texts(
 async def test_texts_of_another_version_are_told_apart() -> None:
     texts = Kept()
     found = await Letters([text(text_topic("order", 2, "abc"), "2")]).redriven(World(), texts)
-    assert "ctxpipe.order.v2.texts.abc" in found.failed[0] and texts.asked == []
+    assert "ctxpipe.order.v2.texts.abc" in found.refused[0] and texts.asked == []
 
 
 async def affected(world: World, record: Record) -> tuple[list[str], str, str | None]:
