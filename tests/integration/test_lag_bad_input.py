@@ -30,6 +30,24 @@ from tests.support.streams import make_topic, new_name
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(120)]
 
 
+@pytest.fixture(scope="module")
+def own_kafka(local_root: LocalRoot) -> Iterator[GuardedKafka]:
+    """It cleans its logs at once, and may be paused and killed."""
+    settings = {"log.cleaner.backoff.ms": "200"}
+    server = GuardedKafka(**local_root.place("guarded-kafka"), heap_mib=384, settings=settings)
+    yield server
+    server.resume()
+    server.kill()
+    server.remove_data()
+
+
+@pytest.fixture
+def guarded(own_kafka: GuardedKafka) -> GuardedKafka:
+    if not own_kafka.answers():
+        own_kafka.start()
+    return own_kafka
+
+
 async def look(collector: Collector, group: str) -> GroupLag | None:
     """One collection, with what is true of each of them."""
     report = await collector.collect()
@@ -79,7 +97,8 @@ async def test_offsets_set_anywhere_and_a_topic_deleted_live(kafka_bootstrap: st
         collector._shown.show([], {}, {})  # type: ignore[union-attr]
 
 
-async def test_a_compacted_topic_with_gaps_and_a_clock_that_is_ahead(kafka_bootstrap: str) -> None:
+async def test_a_compacted_topic_with_gaps_and_a_clock_that_is_ahead(guarded: GuardedKafka) -> None:
+    kafka_bootstrap = guarded.address
     topic, group = new_name("rows"), new_name("readers")
     quick = {"segment.ms": "200", "min.cleanable.dirty.ratio": "0.01", "max.compaction.lag.ms": "400"}
     await make_topic(kafka_bootstrap, topic, 1, **{"cleanup.policy": "compact", "min.compaction.lag.ms": "0", **quick})
@@ -136,16 +155,6 @@ async def test_a_look_during_a_rebalance(kafka_bootstrap: str, tmp_path: Path) -
         for one in (first, second):
             if one is not None:
                 one.end()
-
-
-@pytest.fixture
-def guarded(local_root: LocalRoot) -> Iterator[GuardedKafka]:
-    server = GuardedKafka(**local_root.place("guarded-kafka"), heap_mib=384)
-    server.start()
-    yield server
-    server.resume()
-    server.kill()
-    server.remove_data()
 
 
 async def test_rights_to_describe_and_read_are_enough_and_a_broker_may_go_away(guarded: GuardedKafka) -> None:
