@@ -72,6 +72,20 @@ class BreakerMachine(RuleBasedStateMachine):
             self.open_since_s, self.openings = self.clock.now_s, self.openings + 1
             self.changed()
 
+    @rule()
+    def fail_three_times(self) -> None:
+        """What it takes many steps to come upon by chance."""
+        for _ in range(3):
+            permit = self.ask()
+            self.fail(permit)
+
+    @precondition(lambda self: self.open_since_s is not None)
+    @rule()
+    def probe_and_fail(self) -> None:
+        if not self.over():
+            self.wait_until_it_may_probe()
+        self.fail(self.ask())
+
     @rule(permit=consumes(permits))
     def go_away(self, permit: Permit) -> None:
         before = self.breaker.generation
@@ -172,3 +186,37 @@ def test_a_probe_whose_caller_went_away_makes_room_for_the_next() -> None:
     assert breaker.state == "half_open", "the first has nothing to say any more"
     breaker.success(second)
     assert breaker.state == "closed"
+
+
+def test_who_probed_long_ago_does_not_take_the_place_of_who_probes_now() -> None:
+    breaker, clock = opened()
+    clock.now_s += 10
+    old = breaker.admit()
+    assert old is not None
+    breaker.failure(old)
+    clock.now_s += 20
+    probe = breaker.admit()
+    assert probe is not None
+    breaker.neutral(old)
+    assert breaker.admit() is None
+
+
+def test_it_stays_open_twice_as_long_after_each_probe_that_fails_up_to_a_limit() -> None:
+    breaker, clock = opened()
+    for open_s in (10, 20, 40, 40):
+        clock.now_s += open_s - 0.1
+        assert breaker.admit() is None
+        clock.now_s += 0.1
+        probe = breaker.admit()
+        assert probe is not None
+        breaker.failure(probe)
+    clock.now_s += 40
+    probe = breaker.admit()
+    assert probe is not None
+    breaker.success(probe)
+    for _ in range(3):
+        permit = breaker.admit()
+        assert permit is not None
+        breaker.failure(permit)
+    clock.now_s += 10
+    assert breaker.admit() is not None, "as long as the first time again"
