@@ -125,7 +125,8 @@ def test_every_pod_is_probed_and_has_the_time_to_end(objects: Objects) -> None:
         (container,) = pod["spec"]["containers"]
         ports = {port["name"] for port in container["ports"]}
         for probe, path in PROBES.items():
-            assert container[probe]["httpGet"]["path"] == path, name
+            first_reading = container["name"] == "connect" and probe == "startupProbe"  # which nothing may end
+            assert container[probe]["httpGet"]["path"] == ("/livez" if first_reading else path), name
             assert container[probe]["httpGet"]["port"] in ports
         pause_s = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         running = config_file(objects)["running"]

@@ -1,7 +1,7 @@
 {{/*
 The pod of a role, the same for all but for what is given:
   root, role, part, arguments, resources, startupSeconds; port (of the probes), portName, scheme;
-  preStopSeconds, graceSeconds; data (a volume source, or "claim" for one that the StatefulSet makes)
+  startupPath (instead of /startupz); preStopSeconds, graceSeconds; data (a volume source, or "claim" for one that the StatefulSet makes)
 */}}
 {{- define "ctxpipe.pod" -}}
 {{- $values := .root.Values -}}
@@ -84,7 +84,7 @@ spec:
       ports:
         - {name: {{ .portName }}, containerPort: {{ int .port }}}
       startupProbe:
-        httpGet: {path: /startupz, port: {{ .portName }}, scheme: {{ .scheme | default "HTTP" }}}
+        httpGet: {path: {{ .startupPath | default "/startupz" }}, port: {{ .portName }}, scheme: {{ .scheme | default "HTTP" }}}
         periodSeconds: 5
         timeoutSeconds: 3
         failureThreshold: {{ div (add .startupSeconds 4) 5 }}
