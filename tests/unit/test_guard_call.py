@@ -203,6 +203,24 @@ async def test_rate_limits_are_no_failures_and_hold_until_they_are_over() -> Non
     assert (await world.call()).rung == "primary"
 
 
+async def test_rate_limits_open_no_breaker_however_many_come() -> None:
+    world = World(primary=[answers(429, retry_after="1")], local=[GOOD])
+    for number in range(1, 8):
+        assert (await world.call()).rung == "local"
+        assert world.client.asked["primary"] == number
+        world.clock.now_s += 2
+    assert world.guard.states()["primary"] == "closed"
+
+
+async def test_who_may_not_pay_for_a_probe_leaves_it_to_the_next() -> None:
+    world = World(primary=[DOWN, DOWN, DOWN, GOOD], local=[GOOD], route={"retries_max": 0})
+    for _ in range(3):
+        await world.call()
+    world.clock.now_s += 10
+    assert rungs(await world.call(cost_max=Decimal("0.001")))[0] == ("primary", "cost_limit")
+    assert (await world.call()).rung == "primary"
+
+
 async def test_a_request_that_is_itself_wrong_opens_nothing() -> None:
     world = World(primary=[answers(400)])
     for _ in range(5):
