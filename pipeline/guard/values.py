@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -51,6 +52,13 @@ class ModelRequest:
     tenant: str | None = None
     request_id: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what can only be a slip; a deadline that has passed already is none."""
+        if math.isnan(self.deadline_s):
+            raise ValueError("deadline_s is not a number")
+        if self.output_tokens_max < 1:
+            raise ValueError(f"output_tokens_max is {self.output_tokens_max}; a model has to say something")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from pipeline.core import metrics
+from pipeline.guard import genai
 from pipeline.guard.config import BudgetConfig
 from pipeline.guard.errors import HarnessError
 from pipeline.guard.escalations import Escalation
@@ -404,3 +406,39 @@ async def test_what_a_call_leaves_in_the_metrics() -> None:
     assert value(metrics.guard_invalid, "primary", "counted", "not_json") == invalid + 2
     assert value(metrics.guard_cost, "local", "counted") == pytest.approx(cost + 0.017)
     assert value(metrics.guard_in_flight, "primary") == 0
+
+
+async def test_spans_have_the_names_of_opentelemetry_and_nothing_of_what_was_said() -> None:
+    world = World(primary=[BAD], local=[GOOD], endpoint={"provider": "example"})
+    request = world.request(tenant="acme", data={"secret": 1})
+    task = asyncio.create_task(world.guard.call(request))
+    await world.clock.run(task)
+    first, *_, last = task.result().attempts
+    endpoint = world.guard._endpoints["local"]
+    assert genai.span_name(last) == "chat scripted"
+    assert genai.attributes(request, endpoint, last) == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "example",
+        "gen_ai.request.model": "m",
+        "gen_ai.response.model": "scripted",
+        "gen_ai.request.max_tokens": 1024,
+        "gen_ai.output.type": "json",
+        "gen_ai.usage.input_tokens": 12,
+        "gen_ai.usage.output_tokens": 5,
+        "ctxpipe.guard.rung": "local",
+        "ctxpipe.guard.task": "t",
+        "ctxpipe.guard.cost": 0.017,
+    }
+    assert genai.attributes(request, endpoint, first)["error.type"] == "invalid_output"
+    assert "ctxpipe.guard.cost" not in genai.attributes(request, endpoint, replace(last, cost=None))
+
+
+async def test_a_deadline_that_has_passed_is_answered_and_nonsense_is_told() -> None:
+    world = World(functions={"t": lambda request: {"answer": 0}}, primary=[GOOD])
+    for deadline_s in (0.0, -5.0, 0.001):
+        result = await world.call(deadline_s=deadline_s)
+        assert (result.rung, result.reason, result.output) == ("deterministic", "no_time", {"answer": 0})
+    with pytest.raises(ValueError, match="deadline_s"):
+        world.request(deadline_s=float("nan"))
+    with pytest.raises(ValueError, match="output_tokens_max"):
+        world.request(output_tokens_max=0)
