@@ -10,7 +10,8 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from pipeline.core.section import ConfigPart
 
-Constraint = Literal["none", "json_object", "json_schema"]
+Constraint = Literal["none", "json_object", "json_object_schema", "json_schema"]
+"""json_schema as OpenAI, vLLM and Ollama take it; json_object_schema is llama.cpp's own, with the schema beside it."""
 
 
 class Endpoint(ConfigPart):

@@ -63,6 +63,8 @@ def body_of(request: ModelRequest, endpoint: Endpoint) -> dict[str, Any]:
     schema = request.output.json_schema
     if request.output.kind == "json" and endpoint.constraint == "json_object":
         body["response_format"] = {"type": "json_object"}
+    elif schema is not None and endpoint.constraint == "json_object_schema":
+        body["response_format"] = {"type": "json_object", "schema": dict(schema)}
     elif schema is not None and endpoint.constraint == "json_schema":
         named = {"name": request.output.name, "strict": True, "schema": dict(schema)}
         body["response_format"] = {"type": "json_schema", "json_schema": named}

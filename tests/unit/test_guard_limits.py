@@ -15,9 +15,11 @@ from pipeline.core.errors import ConfigError
 from pipeline.guard.budgets import CostBudgets
 from pipeline.guard.config import BudgetConfig, Endpoint, GuardConfig, Route
 from pipeline.guard.ladder import Step, end_s, local_first, steps_of, until_s
+from pipeline.guard.output import of_schema
 from pipeline.guard.prices import PriceTable, read_prices
 from pipeline.guard.rate_limits import Cooldowns, pause_s
-from pipeline.guard.values import Tokens
+from pipeline.guard.values import ModelRequest, Tokens
+from pipeline.guard.wire import body_of
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 HOUR_US = 3_600_000_000
@@ -180,3 +182,21 @@ def test_mistakes_of_a_config_are_told_at_once() -> None:
 
 def test_a_table_without_prices_knows_nothing() -> None:
     assert PriceTable([]).of("gpt-4o", NOW.date()) is None
+
+
+@pytest.mark.parametrize(
+    ("constraint", "asked"),
+    [
+        ("none", None),
+        ("json_object", {"type": "json_object"}),
+        ("json_object_schema", {"type": "json_object", "schema": {"type": "array"}}),
+        (
+            "json_schema",
+            {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": {"type": "array"}}},
+        ),
+    ],
+)
+def test_how_an_endpoint_is_asked_to_keep_to_a_schema(constraint: str, asked: object) -> None:
+    request = ModelRequest(task="t", messages=[], output=of_schema("x", {"type": "array"}))
+    assert body_of(request, endpoint(constraint=constraint)).get("response_format") == asked
+    assert "response_format" not in body_of(ModelRequest(task="t", messages=[]), endpoint(constraint=constraint))
