@@ -23,7 +23,7 @@ from mode import get_logger
 from pipeline.core.errors import EnvironmentProblem
 from pipeline.streams.ending import Restart
 from pipeline.streams.fetch_session import SessionClient
-from pipeline.streams.kafka_clients import rest_between_metadata
+from pipeline.streams.kafka_clients import rest_between_metadata, stop_consumer
 from pipeline.streams.kafka_errors import REFUSALS
 from pipeline.streams.lanes import Partition
 from pipeline.streams.membership import watch_name
@@ -37,6 +37,8 @@ COMMIT_TIMEOUT_S = 10.0
 FETCH_WAIT_MS = 250
 ERROR_PAUSE_S = 1.0
 STOP_CHECK_S = 0.1
+LEAVE_LIMIT_S = 8.0
+"""For the word to the group that its partitions are free; a broker that is there needs some milliseconds."""
 
 Result = TypeVar("Result")
 
@@ -103,6 +105,12 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         if member:
             coordinator = self._ensure_consumer()._coordinator
             watch_name(coordinator, member, settings.session_timeout_s, self.app.end_process)
+
+    async def on_thread_stop(self) -> None:
+        """As Faust, with an end in any case."""
+        await super(driver.AIOKafkaConsumerThread, self).on_thread_stop()
+        if self._consumer is not None:
+            await stop_consumer(self._consumer, LEAVE_LIMIT_S)
 
     async def _poll(self, full: frozenset[TP], timeout_s: float) -> Polled:
         consumer = self._ensure_consumer()
