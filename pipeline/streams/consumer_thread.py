@@ -101,9 +101,9 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         fetcher._records = _AsRecords(fetcher._records)
         rest_between_metadata(fetcher._client)
         fetcher._client = SessionClient(fetcher._client)
-        member, settings = self.app.conf.consumer_group_instance_id, self.app.stream_settings
-        if member:
-            coordinator = self._ensure_consumer()._coordinator
+        member = self.app.conf.consumer_group_instance_id
+        if member:  # of a worker; an application of Faust's own has no name
+            coordinator, settings = self._ensure_consumer()._coordinator, self.app.stream_settings
             watch_name(coordinator, member, settings.session_timeout_s, self.app.end_process)
 
     async def on_thread_stop(self) -> None:
