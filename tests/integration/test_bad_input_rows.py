@@ -236,11 +236,12 @@ def test_broken_records_are_set_aside_and_the_next_go_on(pipeline: Pipeline) -> 
     after = asyncio.run(produce(pipeline, topic, [(b'{"id":77}', envelope(pipeline, "things", {"id": 77}))]))
     assert after[0] > places[-1]
     letters = eventually_sync(pipeline.letters, lambda found: len(found) >= len(broken), timeout_s=60)
-    for letter, place, (key, value, words) in zip(letters, places, broken, strict=True):
+    for letter, place, (_, value, words) in zip(letters, places, broken, strict=True):
         assert (letter["topic"], letter["partition"], letter["offset"]) == (topic, *place)
         assert words in letter["reason"] and letter["value_bytes"] == len(value)
         assert letter["digest"].split()[0] in ("DecodeError", "Poison") and len(letter["digest"].split()[-1]) == 8
-        assert letter["bundle_keys"] == (["3"] if key == b'{"id":3}' else []), letter
+        # The key tells, or the row in it; of the last record neither can be read.
+        assert letter["bundle_keys"] == ([] if value == b"{" else ["3"]), letter
         assert letter["truncated"] is (len(value) > 1_000_000)
     eventually_sync(lambda: pipeline.bundle(77), timeout_s=30)
     shown = pipeline.run("dlq", pipeline.context, "show", str(letters[0]["number"]), "--json").lines()[0]
