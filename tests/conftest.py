@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,6 +32,11 @@ _database_numbers = itertools.count(1)
 def pytest_configure(config: pytest.Config) -> None:
     """The fixture conformance_kafka below is ours: the kit needs to look for none."""
     config.option.conformance_kafka = "own"
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So a shell starts what runs in its background, and all that tests start would never hear of Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -186,7 +186,9 @@ def at_a_terminal(folder: Path, *words: str, until: Callable[[str], bool]) -> st
     """What a command has written to a terminal of 160 columns when it looked as wanted; it is ended by Ctrl-C."""
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 160, 0, 0))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
+    # A runner of tests may have set the size of another terminal.
+    size = {"COLUMNS": "160", "LINES": "50"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **size}
     command = [sys.executable, "-m", "pipeline.cli", *words]
     process = subprocess.Popen(command, cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
