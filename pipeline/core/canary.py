@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
+from pipeline.core.addresses import is_web_address
 from pipeline.core.section import ConfigPart
 from schemas.context import ContextSpec, Embedding, Name
 from schemas.yaml_file import Mistake, suggestion
@@ -67,12 +67,7 @@ class CanaryConfig(ConfigPart):
     @classmethod
     def _addresses(cls, value: list[str]) -> list[str]:
         for address in value:
-            try:
-                parts = urlsplit(address)
-                fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-            except ValueError:
-                fits = False
-            if not fits:
+            if not is_web_address(address):
                 raise ValueError(f"{address!r} is no address of a lookup service; write http://host:port")
         return list(dict.fromkeys(address.rstrip("/") for address in value))
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from typing import Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
+from pipeline.core.addresses import is_web_address
 from pipeline.core.section import ConfigPart
 
 
@@ -47,14 +47,14 @@ class CollectorConfig(ConfigPart):
     @classmethod
     def _pages(cls, value: list[str]) -> list[str]:
         for address in value:
-            if not _fits(address):
+            if not is_web_address(address):
                 raise ValueError(f"{address!r} is no address of a metrics page; write http://host:port/metrics")
         return value
 
     @field_validator("url")
     @classmethod
     def _address(cls, value: str | None) -> str | None:
-        if value is not None and not _fits(value):
+        if value is not None and not is_web_address(value):
             raise ValueError("is no address of a collector; write http://host:port")
         return value
 
@@ -64,11 +64,3 @@ class CollectorConfig(ConfigPart):
         if any(records < 0 for records in value.values()):
             raise ValueError("records that may wait are 0 or more")
         return value
-
-
-def _fits(address: str) -> bool:
-    try:
-        parts = urlsplit(address)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False

@@ -8,12 +8,12 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, PrivateAttr, SecretStr, ValidationError, field_validator
 
 from pipeline.core import debezium
 from pipeline.core.access import AccessConfig, TlsConfig, access_mistakes
+from pipeline.core.addresses import is_web_address
 from pipeline.core.canary import CanaryConfig, canary_mistakes, canary_specs
 from pipeline.core.collecting import CollectorConfig
 from pipeline.core.errors import ConfigError
@@ -98,12 +98,7 @@ class EndpointConfig(ConfigPart):
     @field_validator("url")
     @classmethod
     def _address(cls, value: str) -> str:
-        try:
-            parts = urlsplit(value)
-            fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            fits = False
-        if not fits:
+        if not is_web_address(value):
             raise ValueError("is no address of an API; write https://host/v1")
         return value
 

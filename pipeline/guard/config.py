@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from decimal import Decimal
 from typing import Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from pipeline.core.addresses import is_web_address
 from pipeline.core.section import ConfigPart
 
 Constraint = Literal["none", "json_object", "json_object_schema", "json_schema"]
@@ -43,12 +43,7 @@ class Endpoint(ConfigPart):
     @field_validator("url")
     @classmethod
     def _address(cls, value: str) -> str:
-        try:
-            parts = urlsplit(value)
-            fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            fits = False
-        if not fits:
+        if not is_web_address(value):
             raise ValueError("is no address of an API; write https://host/v1")
         return value.rstrip("/")
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
-from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from pipeline.core.errors import EnvironmentProblem, Retryable
-from pipeline.streams.kafka_errors import REFUSALS
+from pipeline.streams.kafka_clients import stop_consumer
+from pipeline.streams.kafka_errors import REQUEST_TIMEOUT_S, answered
 from pipeline.streams.topics import Topics
 
-REQUEST_TIMEOUT_S = 15.0
 POLL_RECORDS_MAX = 500
 POLL_MS = 100
 FETCH_WAIT_MS = 20
@@ -50,7 +48,7 @@ class OffsetReader:
         """Closes the connections; the object may be used again."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await consumer.stop()
+            await stop_consumer(consumer)
         await self.topics.stop()
 
     async def extent(self, place: TopicPartition) -> Extent:
@@ -99,13 +97,8 @@ class OffsetReader:
             yield records
 
     async def mapped(self, request: Awaitable[Result]) -> Result:
-        """The one table from aiokafka's errors to ours."""
-        try:
-            return await asyncio.wait_for(request, REQUEST_TIMEOUT_S)
-        except REFUSALS as error:
-            raise EnvironmentProblem(f"Kafka at {self.address} refuses us: {error!r}; check user and grants") from error
-        except (KafkaError, TimeoutError, OSError) as error:
-            raise Retryable(f"Kafka at {self.address} does not answer ({error!r})") from error
+        """Kafka's answer, or an error of ours."""
+        return await answered(self.address, request)
 
     async def _started(self) -> AIOKafkaConsumer:
         if self._consumer is None:
@@ -119,7 +112,7 @@ class OffsetReader:
             try:
                 await self.mapped(consumer.start())
             except (Retryable, EnvironmentProblem):
-                await consumer.stop()
+                await stop_consumer(consumer)
                 raise
             self._consumer = consumer
         return self._consumer

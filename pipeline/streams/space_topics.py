@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer
@@ -13,6 +14,7 @@ from aiokafka.protocol.admin import DeleteGroupsRequest
 from aiokafka.structs import TopicPartition
 
 from pipeline.core.errors import EnvironmentProblem, Retryable
+from pipeline.streams.kafka_clients import stop_consumer
 from pipeline.streams.topics import Topics
 
 FETCH_BYTES = 16 << 20
@@ -68,7 +70,7 @@ class TopicReader:
 
     async def close(self) -> None:
         if self._consumer is not None:
-            await self._consumer.stop()
+            await stop_consumer(self._consumer)
             self._consumer = None
 
     async def _started(self, partitions: list[TopicPartition]) -> AIOKafkaConsumer:
@@ -81,7 +83,7 @@ class TopicReader:
                 max_partition_fetch_bytes=FETCH_BYTES,
                 fetch_max_bytes=FETCH_BYTES,
             )
-            await self._topics._mapped(consumer.start(), consumer.stop)
+            await self._topics._mapped(consumer.start(), partial(stop_consumer, consumer))
             self._consumer = consumer
         if {*partitions} != self._consumer.assignment():
             self._consumer.assign(partitions)

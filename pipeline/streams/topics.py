@@ -10,16 +10,14 @@ from typing import Any, TypeVar
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import TopicAlreadyExistsError, for_code
 from aiokafka.structs import TopicPartition
 
 from pipeline.core.errors import EnvironmentProblem, Retryable
 from pipeline.stores.store import Partition
 from pipeline.streams.kafka_clients import stop_admin, stop_consumer
-from pipeline.streams.kafka_errors import REFUSALS
+from pipeline.streams.kafka_errors import answered
 from pipeline.streams.offsets import Extent
-
-REQUEST_TIMEOUT_S = 15.0
 
 Result = TypeVar("Result")
 
@@ -114,17 +112,9 @@ class Topics:
             return self._reader
 
     async def _mapped(self, request: Any, undo: Callable[[], Awaitable[None]] | None = None) -> Any:
-        """The one table from aiokafka's errors to ours; after any of them the clients start afresh, because they keep
-        what they believe of the cluster."""
+        """After any error the clients start afresh, because they keep what they believe of the cluster."""
         try:
-            # Not wait_for, which forgets that it was cancelled when the answer comes at the same moment.
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                return await request
-        except REFUSALS as error:
+            return await answered(self._address, request)
+        except (EnvironmentProblem, Retryable):
             await (undo or self.stop)()
-            raise EnvironmentProblem(
-                f"Kafka at {self._address} refuses us: {error!r}; check user and grants"
-            ) from error
-        except (KafkaError, TimeoutError, OSError) as error:
-            await (undo or self.stop)()
-            raise Retryable(f"Kafka at {self._address} does not answer ({error!r})") from error
+            raise
