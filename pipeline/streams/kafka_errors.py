@@ -41,7 +41,12 @@ async def answered(address: str, request: Awaitable[Result]) -> Result:
         # Not wait_for, which forgets that it was cancelled when the answer comes at the same moment.
         async with asyncio.timeout(REQUEST_TIMEOUT_S):
             return await request
-    except REFUSALS as error:
-        raise EnvironmentProblem(f"Kafka at {address} refuses us: {error!r}; check user and grants") from error
-    except (KafkaError, TimeoutError, OSError) as error:
-        raise Retryable(f"Kafka at {address} does not answer ({error!r})") from error
+    except (KafkaError, OSError) as error:  # a TimeoutError is an OSError
+        raise ours(address, error) from error
+
+
+def ours(address: str, error: Exception) -> EnvironmentProblem | Retryable:
+    """What an error of Kafka's at `address`, or of the way to it, is to us."""
+    if isinstance(error, REFUSALS):
+        return EnvironmentProblem(f"Kafka at {address} refuses us: {error!r}; check user and grants")
+    return Retryable(f"Kafka at {address} does not answer ({error!r})")

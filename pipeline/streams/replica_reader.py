@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +11,13 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import TopicPartition
 
 from pipeline.core.clock import Clock, SystemClock
-from pipeline.core.errors import EnvironmentProblem, Retryable
+from pipeline.core.errors import Retryable
 from pipeline.stores.store import Partition
 from pipeline.streams.kafka_clients import rest_between_metadata, stop_consumer
-from pipeline.streams.kafka_errors import REFUSALS
+from pipeline.streams.kafka_errors import answered, ours
 from pipeline.streams.offsets import Extent
 from pipeline.streams.topics import Topics
 
-REQUEST_TIMEOUT_S = 15.0
 STOP_LIMIT_S = 1.0
 LEADERLESS_LIMIT_S = 5.0
 """A topic without a leader for so long was deleted, or its brokers are down; the client itself would wait for ever."""
@@ -75,10 +73,10 @@ class SpaceReader:
         )
         self._consumer = consumer
         rest_between_metadata(consumer._client)
-        await self._mapped(consumer.start())
+        await answered(self._address, consumer.start())
         self._partitions = [TopicPartition(*partition) for partition in sorted(partitions)]
-        beginnings = await self._mapped(consumer.beginning_offsets(self._partitions))
-        self._ends = await self._mapped(consumer.end_offsets(self._partitions))
+        beginnings = await answered(self._address, consumer.beginning_offsets(self._partitions))
+        self._ends = await answered(self._address, consumer.end_offsets(self._partitions))
         self._at_end_ms = {}
         return {
             (place.topic, place.partition): Extent(beginnings[place], self._ends[place]) for place in self._partitions
@@ -87,7 +85,7 @@ class SpaceReader:
     async def first_since(self, time_ms: int) -> dict[Partition, int]:
         """The first offset of each partition that was written at this time or later; the end where there is none."""
         asked = dict.fromkeys(self._partitions, time_ms)
-        found = await self._mapped(self._started().offsets_for_times(asked))
+        found = await answered(self._address, self._started().offsets_for_times(asked))
         return {
             (place.topic, place.partition): self._ends[place] if found.get(place) is None else found[place].offset
             for place in self._partitions
@@ -109,10 +107,8 @@ class SpaceReader:
             place = next(iter(error.args[0]), None) if error.args and isinstance(error.args[0], dict) else None
             topic = place.topic if place is not None else self._topics[0]
             raise PositionGone(topic, f"{topic} no longer has what comes next") from error
-        except REFUSALS as error:
-            raise self._refused(error) from error
         except (KafkaError, OSError) as error:
-            raise self._away(error) from error
+            raise ours(self._address, error) from error
         self._look_for_leaders()
         return [(place.topic, place.partition, records) for place, records in found.items()]
 
@@ -131,7 +127,7 @@ class SpaceReader:
         for place in self._partitions:
             if place.topic != topic:
                 continue
-            position = await self._mapped(consumer.position(place))
+            position = await answered(self._address, consumer.position(place))
             end = max(self._ends[place], consumer.highwater(place) or 0)
             behind += max(0, end - position)
             loaded = loaded and position >= self._ends[place]
@@ -163,22 +159,6 @@ class SpaceReader:
         if self._consumer is None:
             raise Retryable("the reader is not open")
         return self._consumer
-
-    async def _mapped(self, request: Awaitable[Any]) -> Any:
-        try:
-            # Not wait_for, which forgets that it was cancelled when the answer comes at the same moment.
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                return await request
-        except REFUSALS as error:
-            raise self._refused(error) from error
-        except (KafkaError, TimeoutError, OSError) as error:
-            raise self._away(error) from error
-
-    def _refused(self, error: Exception) -> EnvironmentProblem:
-        return EnvironmentProblem(f"Kafka at {self._address} refuses us: {error!r}; check user and grants")
-
-    def _away(self, error: Exception) -> Retryable:
-        return Retryable(f"Kafka at {self._address} does not answer ({error!r})")
 
 
 def reason_to_start_anew(
