@@ -41,6 +41,7 @@ COMMANDS = MappingProxyType(
         "rebuild": "Build bundles anew from their sources.",
         "dlq": "Look at dead letters, and replay them.",
         "space": "Look at embedding spaces, compare them, and choose the one that serves.",
+        "eval": "Run evaluation suites, block what became worse, and prove that a model is better.",
         "bench": "Measure, and compare with bare tools in the same run.",
     }
 )

@@ -1,0 +1,83 @@
+"""`ctxpipe eval`: the gate for changes of a model, a prompt, a flow or the pipeline; a group of lazy commands."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import traceback
+from types import MappingProxyType
+from typing import Any
+
+import click
+
+from pipeline.core.errors import CtxpipeError
+
+# Name and one line each, kept here so that --help and completion import none of the modules behind them.
+EVALS = MappingProxyType(
+    {
+        "init": "Begin a suite: a small one that runs and passes.",
+        "run": "Run a suite and tell what became worse than its baseline.",
+        "bless": "Make what a suite gives now its baseline, with a reason.",
+        "record": "Ask real models, and record what they answer.",
+        "compare": "Tell whether one model is better than another, with the evidence for a swap.",
+        "drift": "Ask real models again, and compare with what was recorded.",
+    }
+)
+EXIT_HARNESS = 3
+
+
+class LazyEvals(click.Group):
+    """Imports the module of a command only when it runs.
+
+    2 says "inconclusive" here and 1 "regression": a mistake on the command line and a defect of our own must say
+    neither, or a pipeline that lets inconclusive runs pass would let everything pass for a typing error.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name in EVALS if importlib.util.find_spec(_module(name)) is not None]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command = importlib.import_module(_module(cmd_name)).command
+        assert isinstance(command, click.Command), f"{_module(cmd_name)}.command is not a click command"
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        names = self.list_commands(ctx)
+        if names:
+            with formatter.section("Commands"):
+                formatter.write_dl([(name, EVALS[name]) for name in names])
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **options)
+        except click.UsageError as error:
+            error.show()
+            raise click.exceptions.Exit(EXIT_HARNESS) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.exceptions.Exit:
+            raise
+        except click.ClickException as error:
+            error.show()
+        except CtxpipeError as error:
+            click.echo(f"ctxpipe: {error}", err=True)
+        except Exception:  # noqa: BLE001 - Python would exit with 1, which says "regression"
+            click.echo(traceback.format_exc(), err=True)
+            click.echo("ctxpipe: this is a defect of ctxpipe, not of the flow; nothing was decided", err=True)
+        raise click.exceptions.Exit(EXIT_HARNESS)
+
+
+@click.group(cls=LazyEvals)
+def command() -> None:
+    """Run suites of deterministic cases, and compare models.
+
+    Exit codes: 0 pass, 1 regression, 2 inconclusive, 3 nothing was decided (suite, recordings, command line).
+    """
+
+
+def _module(name: str) -> str:
+    return f"pipeline.commands.eval_{name}"
