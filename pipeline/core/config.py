@@ -17,6 +17,7 @@ from pipeline.core.addresses import is_web_address
 from pipeline.core.canary import CanaryConfig, canary_mistakes, canary_specs
 from pipeline.core.collecting import CollectorConfig
 from pipeline.core.errors import ConfigError
+from pipeline.core.guarding import GuardSection, guard_mistakes
 from pipeline.core.kafka import KafkaConfig
 from pipeline.core.redis import RedisConfig
 from pipeline.core.running import RunningConfig
@@ -31,6 +32,8 @@ from schemas.yaml_file import SECRET_KEY, Document, Location, Mistake, mistakes_
 DEFAULT_PATH = "ctxpipe.yaml"
 STATE_FILE = Path(".ctxpipe") / "local" / "state.json"
 """Written by `ctxpipe up`; its addresses stand in for those that the file leaves out."""
+LOCAL_MODEL, LOCAL_MODEL_NAME = "llm", "tiny"
+"""The server of `ctxpipe up --with llm`, and the model there: an endpoint with it needs no url."""
 
 _HIDDEN = "**********"
 _URL_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):([^/\s]+)@")
@@ -145,6 +148,7 @@ class Config(ConfigPart):
     embedding: EmbeddingConfig = Field(default_factory=EmbeddingConfig)
     collector: CollectorConfig = Field(default_factory=CollectorConfig)
     canary: CanaryConfig | None = None
+    guard: GuardSection | None = None
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     running: RunningConfig = Field(default_factory=RunningConfig)
     mask_secret: SecretStr | None = Field(
@@ -204,9 +208,12 @@ def load(path: str | Path = DEFAULT_PATH) -> Config:
         raise ConfigError(document.sentences(mistakes)) from None
     config._path = file
     config.embedding._folder = config.redis._folder = config.kafka._folder = file.parent
+    if config.guard is not None:
+        config.guard._folder = file.parent
     mistakes += _source_mistakes(config)
     mistakes += [Mistake(at, text) for at, text in access_mistakes(config.access, config.serve.tls)]
     mistakes += canary_mistakes(config.canary, config.sources)
+    mistakes += guard_mistakes(config.guard, config.embedding.endpoints)
     if mistakes:
         raise ConfigError(document.sentences(mistakes))
     return config
@@ -308,6 +315,11 @@ def _add_local_stack(data: dict[str, Any], file: Path) -> None:
         given = data.get(section)
         if server in addresses and (given is None or (isinstance(given, dict) and key not in given)):
             data[section] = {**(given or {}), key: addresses[server]}
+    guard = data.get("guard")
+    endpoints = guard.get("endpoints") if isinstance(guard, dict) and LOCAL_MODEL in addresses else None
+    for endpoint in endpoints if isinstance(endpoints, list) else ():
+        if isinstance(endpoint, dict) and endpoint.get("model") == LOCAL_MODEL_NAME:
+            endpoint.setdefault("url", addresses[LOCAL_MODEL])
 
 
 def _local_addresses(file: Path) -> dict[str, str]:
