@@ -68,6 +68,10 @@ class HttpClient:
             content = msgspec.json.encode(body_of(request, endpoint))
         except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
             return RawAnswer(failure="bad_request", detail=f"the request can't be written as JSON: {error}"[:300])
+        return await self.send_content(content, endpoint, until_s)
+
+    async def send_content(self, content: bytes, endpoint: Endpoint, until_s: float) -> RawAnswer:
+        """As `send`, for a body that somebody else has written."""
         began_s = self._clock.monotonic_s()
         try:
             async with asyncio.timeout(until_s - began_s):
@@ -141,17 +145,12 @@ def _headers(endpoint: Endpoint) -> Mapping[str, str]:
 
 async def _read(response: aiohttp.ClientResponse, endpoint: Endpoint) -> tuple[Failure | None, str, bytes]:
     """(failure, detail, body): a body that is not wanted is not read."""
-    if response.status in _REDIRECTS:
-        return "redirect", f"it redirects ({response.status}), which is not followed; give the final address", b""
+    encoding = response.headers.get("content-encoding", "identity")
+    unwanted = not_read(response.status, response.content_type, encoding, response.content_length or 0, endpoint)
+    if unwanted is not None:
+        return *unwanted, b""
     good = response.status == 200
-    kind = response.content_type
-    if good and kind != "application/json" and not kind.endswith("+json"):
-        return "content_type", f"it answers {kind[:60]}, not application/json; is this the API's address?", b""
-    if response.headers.get("content-encoding", "identity") != "identity":
-        return "protocol", "it answers compressed, which it was asked not to do", b""
     most = endpoint.answer_bytes_max if good else ERROR_BYTES_MAX
-    if good and (response.content_length or 0) > most:
-        return "too_large", f"its answer has {response.content_length} bytes, at most {most} are taken", b""
     body = bytearray()
     async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
         body += chunk
@@ -160,6 +159,22 @@ async def _read(response: aiohttp.ClientResponse, endpoint: Endpoint) -> tuple[F
                 return "too_large", f"its answer has more than {most} bytes", b""
             break
     return None, "", bytes(body[:most])
+
+
+def not_read(status: int, kind: str, encoding: str, length: int, endpoint: Endpoint) -> tuple[Failure, str] | None:
+    """Why the body of an answer is not read, by its head: its status, content type without parameters, content
+    encoding and length; None: it is."""
+    if status in _REDIRECTS:
+        return "redirect", f"it redirects ({status}), which is not followed; give the final address"
+    good = status == 200
+    if good and kind != "application/json" and not kind.endswith("+json"):
+        return "content_type", f"it answers {kind[:60]}, not application/json; is this the API's address?"
+    if encoding != "identity":
+        return "protocol", "it answers compressed, which it was asked not to do"
+    most = endpoint.answer_bytes_max if good else ERROR_BYTES_MAX
+    if good and length > most:
+        return "too_large", f"its answer has {length} bytes, at most {most} are taken"
+    return None
 
 
 def _told(error: BaseException, endpoint: Endpoint) -> str:
