@@ -97,7 +97,7 @@ def test_no_baseline_is_none(tmp_path: Path) -> None:
         (lambda text: text.replace('"seal"', '"seel"'), "changed by hand or by a merge"),
         (
             lambda text: text.replace('"cases": [', '<<<<<<< HEAD\n"cases": ['),
-            ":15: holds a merge that was not resolved",
+            ":14: holds a merge that was not resolved",
         ),
         (lambda text: text[:200], "is no JSON"),
         (lambda _: "", "is no JSON"),
