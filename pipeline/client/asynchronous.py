@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pipeline.client import tools
 from pipeline.client.asking import Paths, Position, asked, check_context, check_keys
@@ -36,6 +36,13 @@ class Mode(Protocol):
     async def contexts(self) -> list[ContextInfo]: ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Searching(Protocol):
+    """A Mode that answers searches too. `question` is the body of the HTTP interface without its budget."""
+
+    async def search(self, context: str, question: dict[str, Any], budget_ms: float | None) -> Found: ...
 
 
 class AsyncClient:
@@ -162,7 +169,7 @@ class AsyncClient:
         """
         options = asked(budget_ms, None, position, None, None, None)
         check_context(context)
-        if not isinstance(self._mode, HttpMode):
+        if not isinstance(self._mode, Searching):
             raise NotOffered("searches need a server: AsyncClient(url) of a running `ctxpipe serve`")
         question: dict[str, Any] = {"k": k, "mode": mode, "bundles": bundles}
         given = {"text": text, "vector": None if vector is None else list(vector), "key": key, "space": space}

@@ -89,7 +89,7 @@ class DirectMode:
         try:
             return Bundle(await self._ready.get(context, key, options))
         except CtxpipeError as error:
-            raise _told(error) from error
+            raise client_error(error) from error
 
     async def get_many(self, context: str, keys: Sequence[str], options: LookupOptions) -> list[Bundle]:
         if self._ready is None:
@@ -98,12 +98,12 @@ class DirectMode:
         try:
             return [Bundle(answer) for answer in await self._ready.get_many(context, keys, options)]
         except CtxpipeError as error:
-            raise _told(error) from error
+            raise client_error(error) from error
 
     async def contexts(self) -> list[ContextInfo]:
         await self._begin(NO_OPTIONS)
         assert self._ready is not None
-        return [await _info(served) for served in self._ready.versions]
+        return [await context_info(served) for served in self._ready.versions]
 
     async def by_id(self, context: str, bundle_id: str) -> PastBundle | None:
         await self._begin(NO_OPTIONS)
@@ -113,7 +113,7 @@ class DirectMode:
         except NotKept:
             return None
         except CtxpipeError as error:
-            raise _told(error) from error
+            raise client_error(error) from error
 
     async def close(self) -> None:
         if self._opening is not None:
@@ -144,7 +144,7 @@ class DirectMode:
         except ConfigError:
             raise
         except CtxpipeError as error:
-            raise _told(error) from error
+            raise client_error(error) from error
         if budget_ms is None:
             return options
         left_ms = budget_ms - (asyncio.get_running_loop().time() - began_s) * 1000
@@ -169,18 +169,19 @@ class DirectMode:
         return await (await self._places.open_version(name, version)).with_rungs(self._places.rungs)
 
 
-async def _info(served: ServedContext) -> ContextInfo:
+async def context_info(served: ServedContext) -> ContextInfo:
+    """Raises ClientError."""
     spec, space = served.spec, None
     if served.spaces is not None and served.embeds:
         try:
             space = await served.spaces.serving()
         except CtxpipeError as error:
-            raise _told(error) from error
+            raise client_error(error) from error
     key, serving = tuple(spec.entities[spec.root].key), spec.serving
     return ContextInfo(spec.context, spec.version, spec.description, key, serving.max_age_ms, serving.budget_ms, space)
 
 
-def _told(error: CtxpipeError) -> CtxpipeError:
+def client_error(error: CtxpipeError) -> CtxpipeError:
     """The one table of the service's errors, as HTTP tells them by statuses."""
     if isinstance(error, lookups.UnknownContext):
         return UnknownContext(str(error))

@@ -70,10 +70,15 @@ class SearchService:
     name none."""
 
     def __init__(
-        self, lookups: LookupService, spaces: ServingSpaces, clock: Clock, budget_ms: float = BUDGET_MS
+        self,
+        lookups: LookupService,
+        spaces: ServingSpaces,
+        clock: Clock,
+        budget_ms: float = BUDGET_MS,
+        threads: SearchThreads | None = None,
     ) -> None:
         self._lookups, self._spaces, self._clock, self._budget_ms = lookups, spaces, clock, budget_ms
-        self._threads = SearchThreads()
+        self._threads = threads or SearchThreads()
 
     def close(self) -> None:
         self._threads.close()
