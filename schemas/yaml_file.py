@@ -220,8 +220,9 @@ def _model_at(annotation: Any, location: Location) -> type[BaseModel] | None:
                 return candidate
             inner = candidate.model_fields.get(str(location[0]))
             return _model_at(inner.annotation, location[1:]) if inner else None
-        if origin in (dict, list, Mapping) and location:
-            return _model_at(typing.get_args(candidate)[-1], location[1:])
+        if origin in (dict, list, tuple, Mapping) and location:
+            # of tuples those of any length: X, ...
+            return _model_at(typing.get_args(candidate)[0 if origin is tuple else -1], location[1:])
     return None
 
 

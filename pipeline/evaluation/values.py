@@ -38,7 +38,8 @@ class Conditions(ConfigPart):
     `answers`: of an endpoint, names of what it does instead of answering from a recording, one per request and the last
     one for all that follow: those of `pipeline.guard.faults` (`error_500`, `hang`, …), `recorded`, or `raw:` and a file
     of the suite that holds the body as it came. `delay_ms`: by endpoint, before its answer. `age_ms`: how old the
-    context is when it is asked for. `tenant`: whose credential the flow's client has.
+    context is when it is asked for. `tenant`: whose credential the flow's client has. `warm`: lookups had seen every
+    bundle before the store fell ill, so that what was last known stands in for it; else only its default can.
     """
 
     store: Literal["up", "down", "frozen"] = "up"
@@ -49,6 +50,7 @@ class Conditions(ConfigPart):
     breakers_open: tuple[str, ...] = ()
     age_ms: float = Field(default=0, ge=0)
     tenant: str | None = None
+    warm: bool = False
 
 
 class Expectation(ConfigPart):
@@ -168,7 +170,8 @@ class CaseResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run of a suite. `digest`: of all results, in the order of ids. `model`: per task the endpoint, model and
+    """One run of a suite. `digest`: of all results, in the order of ids. `suite_digest`: of the suite's cases and
+    fixtures; "" where it is not known. `model`: per task the endpoint, model and
     revision that were asked first. `fixtures`: sha256 by file. `harness`: what kept cases from being run at all, a
     sentence each: such a run decides nothing (exit 3)."""
 
@@ -180,3 +183,4 @@ class Run:
     results: tuple[CaseResult, ...]
     harness: tuple[str, ...] = ()
     seconds: float = 0.0
+    suite_digest: str = ""
