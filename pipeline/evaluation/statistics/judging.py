@@ -1,0 +1,149 @@
+"""What paired differences say to a claim, and to limits that a candidate has to keep. Pure.
+
+| claim | pairs | `method` | p |
+| --- | --- | --- | --- |
+| better | passed or not, no two of a group | mcnemar | exact |
+| better | any other | sign_flip | exact, or of 19,999 ways that are drawn |
+| better by at least … points | any | bootstrap | studentised, groups drawn |
+| any, looked at again and again | any | sequence | one over the evidence of bets |
+
+"better" takes both: p within 5%, and the one-sided 95% bound of the bootstrap above the claim. So a candidate that
+gains a little nearly everywhere and loses much in few groups, which signs alone would let pass, does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from pipeline.evaluation.statistics import bootstrap
+from pipeline.evaluation.statistics.bootstrap import FEW, GROUPS_MIN, rare_upper, studentised
+from pipeline.evaluation.statistics.exact import mcnemar, sign_flip
+from pipeline.evaluation.statistics.pairs import Groups, Pairs
+from pipeline.evaluation.statistics.sequence import Verdict, watch
+
+ALPHA = 0.05
+SEED = 8
+Method = Literal["mcnemar", "sign_flip", "bootstrap", "sequence"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """`difference`, `low` (one-sided 95%) and `high` (upper of the two-sided 95%) as shares, candidate less active.
+    `p_worse`: one-sided, of "not worse". `design_effect`: how many pairs are worth one independent pair."""
+
+    method: Method
+    verdict: Verdict
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    p_worse: float
+    design_effect: float
+    standard_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bounded:
+    """`bound`: one-sided 95% upper bound of the mean difference; None where there are too few groups for one."""
+
+    observed: float
+    bound: float | None
+
+
+def method_of(pairs: Pairs, groups: Groups, claim: float) -> Method:
+    if claim > 0:
+        return "bootstrap"
+    return "mcnemar" if pairs.binary and groups.single else "sign_flip"
+
+
+def judge(
+    pairs: Pairs, claim: float, method: Method, *, worth: float | None = None, resamples: int = bootstrap.RESAMPLES
+) -> Judged:
+    """`claim` as a share. `worth`: the smallest gain that would be worth a change; where even the upper bound is below
+    it, the answer is "not_better" also for the claim "better"."""
+    groups = pairs.grouped()
+    drawn = studentised(groups, SEED, resamples) if len(groups.names) > 1 else None
+    low, high = _bounds(groups, drawn)
+    p_value = _p_value(pairs, groups, claim, method, drawn)
+    p_worse = sign_flip(groups.negative(), SEED)
+    verdict: Verdict = "inconclusive"
+    if method == "sequence":
+        most = int(groups.counts.max())
+        look = watch(in_chance_order(pairs), claim, alpha=ALPHA, group_pairs_max=most)
+        low, high, p_value, verdict = look.low, look.high, look.p_value, look.verdict
+    elif len(groups.names) >= GROUPS_MIN:
+        verdict = _verdict(claim, low, high, p_value, worth)
+    return Judged(
+        method=method,
+        verdict=verdict,
+        difference=groups.mean,
+        low=low,
+        high=high,
+        p_value=p_value,
+        p_worse=p_worse,
+        design_effect=bootstrap.design_effect(groups, float(np.square(pairs.differences).sum())),
+        standard_error=bootstrap.standard_error(groups),
+    )
+
+
+def bounded(pairs: Pairs, resamples: int = bootstrap.RESAMPLES) -> Bounded:
+    """Of a measure of which less is better. Where few groups became worse by pass or fail, the bound is also that of
+    rare events: none of 60 groups does not show that there are none among 1,000."""
+    groups = pairs.grouped()
+    if len(groups.names) < GROUPS_MIN:
+        return Bounded(groups.mean, None)
+    bound = studentised(groups, SEED, resamples).upper(ALPHA)
+    if pairs.binary:
+        bound = max(bound, _rare(groups, ALPHA))
+    return Bounded(groups.mean, bound if math.isfinite(bound) else None)
+
+
+def in_chance_order(pairs: Pairs) -> Sequence[tuple[str, float]]:
+    """Group by group in the order of hashes of their names, which nobody chose and everybody can repeat."""
+    hashes = {name: hashlib.sha256(name.encode(errors="surrogatepass")).digest() for name in set(pairs.groups)}
+    found = zip(pairs.groups, pairs.differences, strict=True)
+    return [(name, float(value)) for name, value in sorted(found, key=lambda one: hashes[one[0]])]
+
+
+def _bounds(groups: Groups, drawn: bootstrap.Studentised | None) -> tuple[float, float]:
+    """Within -1 … 1, and never narrower than what so few groups that differ allow."""
+    if drawn is None or len(groups.names) < GROUPS_MIN:
+        return -1.0, 1.0
+    low = min(drawn.lower(ALPHA), _rare_low(groups))
+    high = max(drawn.upper(ALPHA / 2), _rare(groups, ALPHA / 2))
+    return max(-1.0, low), min(1.0, high)
+
+
+def _rare(groups: Groups, alpha: float) -> float:
+    events = int((groups.sums > 0).sum())
+    return rare_upper(events, len(groups.names), alpha) if _few(groups) else -1.0
+
+
+def _rare_low(groups: Groups) -> float:
+    events = int((groups.sums < 0).sum())
+    return -rare_upper(events, len(groups.names), ALPHA) if _few(groups) else 1.0
+
+
+def _few(groups: Groups) -> bool:
+    return int((groups.sums != 0).sum()) < FEW
+
+
+def _p_value(pairs: Pairs, groups: Groups, claim: float, method: Method, drawn: bootstrap.Studentised | None) -> float:
+    if method == "mcnemar":
+        return mcnemar(int((pairs.differences > 0).sum()), int((pairs.differences < 0).sum()))
+    if method == "sign_flip":
+        return sign_flip(groups, SEED)
+    return drawn.p_above(claim) if drawn is not None else 1.0
+
+
+def _verdict(claim: float, low: float, high: float, p_value: float, worth: float | None) -> Verdict:
+    if p_value <= ALPHA and low > claim:
+        return "better"
+    beyond = high <= claim or (worth is not None and high < worth)
+    return "not_better" if beyond else "inconclusive"
