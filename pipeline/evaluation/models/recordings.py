@@ -171,6 +171,11 @@ class _Line(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fie
 _DECODER = msgspec.json.Decoder(_Line)
 
 
+def kept_s(seconds: float) -> float:
+    """As it will be when it is read again: files have milliseconds with three digits."""
+    return _ms(seconds) / 1000
+
+
 def read_recordings(folder: Path) -> Recordings:
     """All `*.jsonl` in the folder and below it; none where there is no folder. Raises RecordingError."""
     found: dict[tuple[str, int], tuple[Recording, str]] = {}
