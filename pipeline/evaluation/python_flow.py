@@ -177,10 +177,8 @@ def tools_of(suite: Suite, case: Case) -> Tools | None:
     except Exception as error:  # noqa: BLE001 - the suite's own code
         raise SuiteError([f"case {case.id}: {suite.flow.tools} failed: {told_of(error)}"]) from None
     if not hasattr(made, "call"):
-        kind = type(made).__name__
-        raise SuiteError(
-            [f"case {case.id}: {suite.flow.tools} gave a {kind}, which has no method 'call(name, arguments)'"]
-        )
+        told = f"{suite.flow.tools} gave a {type(made).__name__}, which has no method 'call(name, arguments)'"
+        raise SuiteError([f"case {case.id}: {told}"])
     return made
 
 

@@ -16,7 +16,7 @@ from random import Random
 from pipeline.evaluation.errors import SuiteError
 from pipeline.evaluation.models.answers import Source
 from pipeline.evaluation.results_file import run_digest
-from pipeline.evaluation.suite import FLOWLESS, Suite, prepare_imports
+from pipeline.evaluation.suite import FLOWLESS, Suite, import_object, prepare_imports
 from pipeline.evaluation.values import KINDS, Case, Run
 from pipeline.evaluation.workers import Outcome, outcome_of, run_in_processes
 from schemas.yaml_file import suggestion
@@ -112,8 +112,6 @@ def _outcomes(
 def _here(suite: Suite, cases: Sequence[Case], source: Source | None, prepare: str | None) -> Iterator[Outcome]:
     prepare_imports(suite.folder, suite.flow)
     if prepare is not None:
-        from pipeline.evaluation.suite import import_object
-
         import_object(prepare)()
     for case in cases:
         with redirect_stdout(sys.stderr):
@@ -130,7 +128,7 @@ def _fits(case: Case, one: str) -> bool:
 def _meant(one: str, names: Sequence[str]) -> str:
     hint = suggestion(one, names)
     return (
-        hint if "did you mean" in hint else f"; it may be an id, a pattern like 'a/*', tag:NAME or {', '.join(KINDS)}"
+        hint if "did you mean" in hint else f"; write an id, a pattern like 'a/*', tag:NAME or {', '.join(KINDS)}"
     )
 
 

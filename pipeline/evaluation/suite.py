@@ -374,9 +374,9 @@ def _condition_mistakes(case: Case, guard: GuardConfig | None, folder: Path) -> 
 def _files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        if path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in parts):
-            if parts[0] != REPORTS:
-                yield path
+        hidden = parts[0] == REPORTS or any(part.startswith(".") or part == "__pycache__" for part in parts)
+        if not hidden and path.is_file():
+            yield path
 
 
 def _relative_files(folder: Path) -> list[str]:

@@ -1,8 +1,8 @@
 """An event loop whose time passes only where everybody waits: deadlines of minutes take no time and are exact.
 
-Timers of asyncio (sleep, timeout, wait) all run on it. Where nothing is ready, time jumps to the next timer; where there
-is no timer either, nobody could ever go on, and that is an error instead of a hang. While a thread works for the loop,
-time stands still.
+Timers of asyncio (sleep, timeout, wait) all run on it. Where nothing is ready, time jumps to the next timer; where
+there is no timer either, nobody could ever go on, and that is an error instead of a hang. While a thread works for the
+loop, time stands still.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self.now_s
 
-    def run_in_executor(self, executor: Executor | None, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+    def run_in_executor(  # type: ignore[override]  # the stubs' types need variadic generics
+        self, executor: Executor | None, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
         future = super().run_in_executor(executor, func, *args)
         self.threads += 1
         future.add_done_callback(self._thread_done)
@@ -70,8 +72,8 @@ class VirtualClock:
 
 
 def run_virtually(make: Callable[[VirtualLoop], Coroutine[Any, Any, T]], real_s_max: float | None = None) -> T:
-    """Runs one coroutine to its end on a loop of its own. Raises NeverEnds, and what the coroutine raises; tasks that it
-    left behind are cancelled."""
+    """Runs one coroutine to its end on a loop of its own. Raises NeverEnds, and what the coroutine raises; tasks that
+    it left behind are cancelled."""
     loop = VirtualLoop(real_s_max)
     asyncio.set_event_loop(loop)
     try:
@@ -104,7 +106,7 @@ def _end_tasks(loop: VirtualLoop) -> None:
         pass
 
 
-class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]  # chosen by the platform
+class _JumpingSelector(selectors.DefaultSelector):
     """Asks the real selector without waiting, and lets the loop's time jump where it would have waited."""
 
     def __init__(self, loop: VirtualLoop) -> None:
@@ -119,8 +121,7 @@ class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-t
         if found or (timeout is not None and timeout <= 0):
             return found
         if loop.threads:
-            found = super().select(_THREAD_POLL_S)
-            return found
+            return super().select(_THREAD_POLL_S)
         if timeout is None:
             # a thread that the loop was not told of (of anyio, say) may still call it
             if threading.active_count() > 1 and (found := super().select(_FOREIGN_THREAD_S)):
