@@ -27,6 +27,8 @@ Lower = Callable[[Sequence[float], Sequence[float], Sequence[str]], Literal["low
 
 SUBJECTS = frozenset({"routing.yaml"})
 """Files of a suite that are what is judged, not what it is judged on: a swapped model has to pass as it comes."""
+SAME = 1e-9
+"""Scores that differ by less are one: sums of products end otherwise on another processor."""
 BLESS = 'if that is meant: ctxpipe eval bless SUITE --reason "…"'
 
 
@@ -176,14 +178,14 @@ def _graded(results: Iterable[CaseResult], old: Mapping[str, BlessedCase], lower
                 pairs[name.partition("#")[0]].append((result, before.scores[name], score))
     for check, found in sorted(pairs.items()):
         was, now = [one[1] for one in found], [one[2] for one in found]
-        less = math.fsum(now) < math.fsum(was)
+        less = math.fsum(now) < math.fsum(was) - SAME
         yield Graded(
             check=check,
             cases=len(found),
             before=math.fsum(was) / len(found),
             now=math.fsum(now) / len(found),
-            fell=tuple(result.id for result, before, score in found if score < before),
-            rose=tuple(result.id for result, before, score in found if score > before),
+            fell=tuple(result.id for result, before, score in found if score < before - SAME),
+            rose=tuple(result.id for result, before, score in found if score > before + SAME),
             judged=lower(was, now, [result.group for result, _, _ in found]) if less else "same",
         )
 
@@ -198,7 +200,7 @@ def _harness(
         yield "no case was run"
     silent = sorted(whys.keys() - ran) if whole and not run.harness else []
     if silent and ran:
-        yield f"{len(silent)} cases of the suite gave no result: {some(silent)}"
+        yield f"no result came of {listed(silent)}"
     if not against_baseline:
         return
     if baseline is None:
@@ -208,11 +210,11 @@ def _harness(
         yield f"the baseline is of suite {baseline.suite!r}, this is {run.suite!r}; {BLESS}"
     changed = _changed_fixtures(baseline.fixtures, run.fixtures)
     if changed:
-        yield f"{len(changed)} fixtures are not what was blessed: {some(changed, 10)}; {BLESS}"
+        yield f"fixtures are not what was blessed: {some(changed, 10)}; {BLESS}"
     old = baseline.by_id
     rewritten = [one.id for one in run.results if one.id in old and old[one.id].digest != one.digest]
     if rewritten:
-        yield f"{len(rewritten)} cases were rewritten since they were blessed: {some(rewritten, 10)}; {BLESS}"
+        yield f"rewritten since they were blessed: {listed(rewritten)}; {BLESS}"
 
 
 def _changed_fixtures(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -244,14 +246,19 @@ def _verdict(
 
 def _counted(flips: Sequence[Flip]) -> Iterable[str]:
     told: dict[State, str] = {
-        "regressed": "passed before and fail now",
-        "failed": "fail and are not in the baseline",
-        "missing": "of the baseline are missing from the suite",
+        "regressed": "passed before, failing now",
+        "failed": "failing, and not in the baseline",
+        "missing": "in the baseline, missing from the suite",
     }
     for state in BLOCKING:
         names = [flip.id for flip in flips if flip.state == state]
         if names:
-            yield f"{len(names)} cases {told[state]}: {some(names, 10)}"
+            yield f"{told[state]}: {listed(names)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """How many, and the first ten."""
+    return f"{len(names)} case{'s' if len(names) != 1 else ''} ({some(names, 10)})"
 
 
 def _lower(one: Graded) -> str:
@@ -283,10 +290,10 @@ def _notes(run: Run, baseline: Baseline | None, graded: Sequence[Graded], new: S
         if was != now:
             yield f"model of task {task!r}: was {was}, is {now}"
     if new:
-        yield f"{len(new)} cases are new, and not in the baseline yet: {some(new)}; {BLESS}"
+        yield f"not in the baseline yet: {listed(new)}; {BLESS}"
     added = sorted(run.fixtures.keys() - baseline.fixtures.keys() - SUBJECTS)
     if added:
-        yield f"{len(added)} fixtures are new: {some(added)}"
+        yield f"new fixtures: {some(added)}"
     for one in graded:
         if one.judged == "same" and (one.fell or one.rose):
             yield f"{_scores(one)}: within its limit"
