@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from schemas.context import ContextSpec
 
 SOURCE_TIMEOUT_S, CANARY_TIMEOUT_S, LETTERS_TIMEOUT_S = 20.0, 30.0, 30.0
+ESCALATIONS = "escalations"
 
 
 def objectives(config: Config, contexts: Mapping[str, ContextSpec]) -> Objectives:
@@ -68,6 +69,7 @@ async def open_collector(
             *await _sources(config, stack),
             *await _canaries(config, stack),
             *_dead_letters(config, contexts, stack),
+            *_escalations(config, stack),
         ]
         collector = Collector(sampler, Judge(rules, watched), settings, parts, shown)
         stack.push_async_callback(collector.close)
@@ -138,6 +140,21 @@ def _dead_letters(config: Config, contexts: Mapping[str, ContextSpec], stack: As
         return [summary.as_dict() for summary in found]
 
     return [Part(DEAD_LETTERS, counted, LETTERS_TIMEOUT_S)]
+
+
+def _escalations(config: Config, stack: AsyncExitStack) -> list[Part]:
+    """Questions that wait for people; for the metrics alone."""
+    if config.guard is None:
+        return []
+    from pipeline.streams.escalation_watch import EscalationWatch
+
+    watch = EscalationWatch(config.kafka.bootstrap_servers, config.guard.escalations, **config.kafka.security)
+    stack.push_async_callback(watch.close)
+
+    async def looked() -> list[dict[str, Any]]:
+        return [one.as_dict() for one in await watch.look()]
+
+    return [Part(ESCALATIONS, looked, LETTERS_TIMEOUT_S)]
 
 
 def refused(collector: Collector) -> CtxpipeError | None:

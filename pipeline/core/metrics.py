@@ -259,6 +259,23 @@ guard_cost = _counter(
 )
 guard_cost_unknown = _counter("ctxpipe_guard_cost_unknown_total", "Attempts of unknown cost.", "endpoint", "task")
 guard_escalations = _counter("ctxpipe_guard_escalations_total", "Questions put to people.", "task", "outcome")
+guard_escalations_lost = _counter(
+    "ctxpipe_guard_escalations_lost_total", "Questions that could not be stored, after all.", "task"
+)
+guard_webhooks = _counter("ctxpipe_guard_webhooks_total", "Posts of questions for people.", "outcome")
+guard_waiting = _gauge("ctxpipe_guard_escalations_waiting", "Questions that nobody answered yet.", "task")
+guard_waiting_oldest = _gauge(
+    "ctxpipe_guard_escalations_oldest_age_seconds", "Age of the oldest of them, 0 where there is none.", "task"
+)
+guard_routing = _gauge("ctxpipe_guard_routing_info", "1 for the endpoint that is asked first.", "task", "endpoint")
+guard_routing_current = _gauge(
+    "ctxpipe_guard_routing_current", "1 while the newest routing file is what is in force, 0 otherwise."
+)
+guard_swaps = _counter("ctxpipe_guard_swaps_total", "Changes of the endpoint that is asked first.", "task", "kind")
+guard_routing_refused = _counter("ctxpipe_guard_routing_refused_total", "Routing files that were refused.", "reason")
+guard_shadow = _counter(
+    "ctxpipe_guard_shadow_total", "Copies for candidates: paired, dropped, failed.", "task", "outcome"
+)
 
 
 def expose() -> tuple[bytes, str]:

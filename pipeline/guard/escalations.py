@@ -1,4 +1,7 @@
-"""The last rung: what a person needs to answer in a model's stead, and where it is put. Kafka comes behind `put`."""
+"""The last rung: what a person needs to answer in a model's stead, and where it is put.
+
+The queue in Kafka is pipeline.streams.escalation_queue.
+"""
 
 from __future__ import annotations
 

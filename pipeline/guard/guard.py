@@ -6,12 +6,14 @@ primary → retry → other endpoints → local model → the application's own 
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import logging
 import random
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from decimal import Decimal
+from functools import partial
 from typing import Any, Literal
 
 from pipeline.core.clock import Clock, SystemClock
@@ -91,6 +93,17 @@ class Guard:
         result = self._of_model(call, answer) if answer is not None else await self._without_model(call)
         measures.answered(request, result)
         return result
+
+    def with_routes(self, routes: Mapping[str, Route]) -> Guard:
+        """A guard whose calls go by other routes, between the same endpoints: breakers, pauses, budgets and escalations
+        are the same ones. Calls that are on their way through this one keep its routes. Raises pydantic's
+        ValidationError where a route names an endpoint that there is not."""
+        other = copy.copy(self)
+        config = self._config
+        other._config = GuardConfig(
+            endpoints=config.endpoints, routes=dict(routes), breaker=config.breaker, budget=config.budget
+        )
+        return other
 
     def states(self) -> Mapping[str, State]:
         """Of all breakers: endpoints by name, outputs by `endpoint/output`."""
@@ -238,7 +251,7 @@ class Guard:
         """It goes on when the caller's time is over, or when the caller goes away: a question is not lost by that."""
         task = asyncio.create_task(self._stored(record))
         self._puts.add(task)
-        task.add_done_callback(self._put_done)
+        task.add_done_callback(partial(self._put_done, record))
         await asyncio.wait({task}, timeout=wait_s)
         if not task.done():
             return "pending"
@@ -248,12 +261,13 @@ class Guard:
         async with asyncio.timeout(PUT_S_MAX):
             await self._escalations.put(record)
 
-    def _put_done(self, task: asyncio.Task[None]) -> None:
+    def _put_done(self, record: Escalation, task: asyncio.Task[None]) -> None:
         self._puts.discard(task)
         error = None if task.cancelled() else task.exception()
-        if error is not None:
-            told = error if isinstance(error, CtxpipeError | OSError) else type(error).__name__
-            _log.error("an escalation could not be stored: %s", told)
+        if error is not None or task.cancelled():
+            told = error if isinstance(error, CtxpipeError | OSError) else type(error).__name__ if error else "ended"
+            measures.lost(record.task)
+            _log.error("the escalation %s of the task %s could not be stored: %s", record.id, record.task, told)
 
     def _left_s(self, call: Call, share: float) -> float:
         deadline_s = call.began_s + call.request.deadline_s

@@ -62,6 +62,11 @@ def answered(request: ModelRequest, result: Result) -> None:
         _of(metrics.guard_escalations, request.task, result.escalation).inc()
 
 
+def lost(task: str) -> None:
+    """A question for people that could not be stored, also after its caller had an answer."""
+    _of(metrics.guard_escalations_lost, task).inc()
+
+
 @lru_cache(maxsize=4096)
 def _of(metric: Metric, *labels: str) -> Metric:
     """Finding the series of some labels takes longer than counting."""
