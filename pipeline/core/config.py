@@ -197,7 +197,7 @@ def load(path: str | Path = DEFAULT_PATH) -> Config:
     if not isinstance(document.data, dict):
         raise ConfigError([f"{file}:1: a configuration is a mapping with kafka, redis, sources and contexts"])
     mistakes: list[Mistake] = []
-    data = _filled(document.data, (), mistakes)
+    data = filled(document.data, (), mistakes)
     _add_local_stack(data, file)
     mistakes += _missing_servers(data)
     try:
@@ -271,12 +271,12 @@ def mask_addresses(text: str) -> str:
     return _NAMED_PASSWORD.sub(rf"\1{_HIDDEN}", _URL_PASSWORD.sub(rf"\1:{_HIDDEN}@", text))
 
 
-def _filled(value: Any, location: Location, mistakes: list[Mistake]) -> Any:
+def filled(value: Any, location: Location, mistakes: list[Mistake]) -> Any:
     """`${NAME}`, `${NAME:-otherwise}` and `$$` in every text. NAME_FILE names a file that holds the value."""
     if isinstance(value, dict):
-        return {key: _filled(inner, (*location, key), mistakes) for key, inner in value.items()}
+        return {key: filled(inner, (*location, key), mistakes) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_filled(inner, (*location, i), mistakes) for i, inner in enumerate(value)]
+        return [filled(inner, (*location, i), mistakes) for i, inner in enumerate(value)]
     if not isinstance(value, str) or "$" not in value:
         return value
 
