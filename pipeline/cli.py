@@ -32,7 +32,7 @@ COMMANDS = MappingProxyType(
         "get": "Show the bundle of one or more keys.",
         "search": "Search bundles by meaning.",
         "position": "Print where a source stands, for lookups that must see it.",
-        "schema": "Print the JSON Schema of the context spec.",
+        "schema": "Print the JSON Schema of contexts, or of the cases of evaluation suites.",
         "canary": "Write rows into the sources, and tell whether lookups show them in time.",
         "collector": "Watch lag, sources and stages all the time, for Prometheus and `lag`.",
         "lag": "Show how far behind everything is, why, and whether it catches up.",
