@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from deploy.pages import board_of_guard, boards, boards_of_roles
+from deploy.pages import board_of_evals, board_of_guard, boards, boards_of_roles
 from deploy.pages.metric_list import with_metrics
 from deploy.pages.panels import Dashboard, as_json
 from pipeline.core.metrics import DEFINITIONS
@@ -20,6 +20,7 @@ DASHBOARDS: Mapping[str, Callable[[], Dashboard]] = {
     "embedding": boards_of_roles.embedding,
     "sources": boards_of_roles.sources,
     "guard": board_of_guard.guard,
+    "evals": board_of_evals.evals,
 }
 
 

@@ -117,11 +117,18 @@ def _remove(files: list[Path]) -> None:
 
 def _write(found: Reported, files: Mapping[str, Path]) -> None:
     from pipeline.commands._eval_running import write_whole
+    from pipeline.core.clock import SystemClock
     from pipeline.evaluation.report.junit import junit
     from pipeline.evaluation.report.markdown import markdown
     from pipeline.evaluation.report.page import page
+    from pipeline.evaluation.report.prometheus import prometheus
 
-    writers: Mapping[str, Callable[[Reported], str]] = {"junit": junit, "markdown": markdown, "html": page}
+    writers: Mapping[str, Callable[[Reported], str]] = {
+        "junit": junit,
+        "markdown": markdown,
+        "html": page,
+        "prometheus": lambda found: prometheus(found, SystemClock().now_us() / 1_000_000),
+    }
     for name, file in files.items():
         write_whole(file, writers[name](found))
 

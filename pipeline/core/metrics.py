@@ -277,6 +277,23 @@ guard_shadow = _counter(
     "ctxpipe_guard_shadow_total", "Copies for candidates: paired, dropped, failed.", "task", "outcome"
 )
 
+# Evaluation: written to a file after a run, and told by `ctxpipe eval drift --every`.
+eval_cases = _gauge(
+    "ctxpipe_eval_cases", "Cases of the last run: passed, failed, accepted.", "suite", "kind", "outcome"
+)
+eval_flipped = _gauge(
+    "ctxpipe_eval_flipped_cases", "Cases: regressed, failed and new, missing, improved.", "suite", "kind", "outcome"
+)
+eval_score = _gauge("ctxpipe_eval_score", "Mean score, 0 to 1.", "suite", "kind")
+eval_score_blessed = _gauge("ctxpipe_eval_score_blessed", "The same when it was last blessed.", "suite", "kind")
+eval_latency = _gauge("ctxpipe_eval_latency_seconds", "Virtual time that 95 of 100 cases keep.", "suite", "kind")
+eval_cost = _gauge("ctxpipe_eval_case_cost", "Mean cost of a case, of those whose cost is known.", "suite", "kind")
+eval_verdict = _gauge(
+    "ctxpipe_eval_verdict", "Exit code: 0 pass, 1 regression, 2 inconclusive, 3 nothing decided.", "suite"
+)
+eval_seconds = _gauge("ctxpipe_eval_run_seconds", "Real time of the last run.", "suite")
+eval_ended = _gauge("ctxpipe_eval_ended_seconds", "When it ended, in seconds since 1970.", "suite")
+
 
 def expose() -> tuple[bytes, str]:
     """The body and content type of a /metrics answer."""

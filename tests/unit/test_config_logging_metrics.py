@@ -93,7 +93,9 @@ def test_talkative_libraries_are_kept_quiet() -> None:
 def test_every_metric_is_listed_and_well_named() -> None:
     names = [definition.name for definition in metrics.DEFINITIONS]
     assert len(names) == len(set(names))
-    parts = "guard|connector|worker|embedding|lookup|search|replica|active|freshness|watermark|canary|group|partition"
+    parts = (
+        "eval|guard|connector|worker|embedding|lookup|search|replica|active|freshness|watermark|canary|group|partition"
+    )
     pattern = rf"ctxpipe_({parts}|collector|source|dead_letters)_[a-z_]+"
     for definition in metrics.DEFINITIONS:
         assert re.fullmatch(pattern, definition.name)
@@ -119,6 +121,7 @@ def test_every_metric_is_listed_and_well_named() -> None:
             "node",
             "task",
             "endpoint",
+            "suite",
         }
         assert set(definition.labels) <= labels
     collected = {metric.name for metric in metrics.REGISTRY.collect()}

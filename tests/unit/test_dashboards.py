@@ -18,7 +18,7 @@ from tests.support.dashboards import expressions, filled
 from tests.support.prometheus import metrics_in, mistakes_of, promtool, runbook_sections
 
 FILES = sorted(GRAFANA.glob("*.json"))
-NAMES = ["overview", "pipeline", "lag", "lookup", "embedding", "sources", "guard"]
+NAMES = ["overview", "pipeline", "lag", "lookup", "embedding", "sources", "guard", "evals"]
 UNITS = {"none", "short", "percentunit", "s", "bytes", "Bps", "cps", "reqps", "currencyUSD"}
 """Those of Grafana's list that are used."""
 
