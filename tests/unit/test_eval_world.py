@@ -207,7 +207,7 @@ async def test_all_mistakes_of_a_file_are_told_at_once(suite: SmallSuite) -> Non
         "bundles/fixed.jsonl:2: order has no field 'nots'; did you mean note?",
         "bundles/fixed.jsonl:3: fragments: order has no section 'custmer'; did you mean customer?",
         'bundles/fixed.jsonl:3: fragments: sums links to nothing, so in \'data\' it is {"lines":0,"pieces":null}',
-        "bundles/fixed.jsonl:4: fragments: customer is not in 'data', or in a list, where each item has a key of its own",
+        "bundles/fixed.jsonl:4: fragments: customer is not in 'data', or in a list, whose items have their own keys",
         "bundles/fixed.jsonl:4: as_of_us: order has no source 'shp'; did you mean shop?",
         "bundles/fixed.jsonl:5: product keeps tenants apart by owner, which 'data' lacks: add 'tenant'",
         "bundles/fixed.jsonl:7: bundle 1 of order stands in line 6 already",

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.evaluation.world import WorldError, bundle_digest, forget, replayed
+from pipeline.evaluation.digests import digest_of
+from pipeline.evaluation.world import WorldError, forget, replayed
 from pipeline.stores.memory import MemoryBundles, MemoryRelations, MemoryRows
 from pipeline.stores.store import RowOutcome, RowWrite
 from tests.support.eval_world import Log, SmallSuite, case, order_log, small_suite
@@ -51,7 +52,7 @@ def replay(suite: SmallSuite, log: Log, **parts: Any) -> Any:
 
 async def test_every_telling_ends_with_the_bundles_that_plain_reading_of_the_log_gives(suite: SmallSuite) -> None:
     found = await replay(suite, order_log())
-    expected = {key: bundle_digest(value) for key, value in EXPECTED.items()} | {"order/4": ""}
+    expected = {key: digest_of(value) for key, value in EXPECTED.items()} | {"order/4": ""}
     assert found == {key: dict.fromkeys(("", *TWINS), digest) for key, digest in expected.items()}
 
 
@@ -59,7 +60,7 @@ async def test_a_log_is_read_up_to_the_cases_end(suite: SmallSuite) -> None:
     name = suite.write("events/log.jsonl", order_log().lines)
     found = await replayed(suite, case(kind="replay", context={"events": name, "until": 4}))
     first = {**EXPECTED["order/3"], "customer": None}
-    assert found["order/3"] == {"": bundle_digest(first)}
+    assert found["order/3"] == {"": digest_of(first)}
     assert set(found["order/4"]) == {""} and found["order/4"][""]
 
 
@@ -132,7 +133,7 @@ async def test_an_older_build_that_wins_is_seen(suite: SmallSuite, monkeypatch: 
 
     monkeypatch.setattr(MemoryBundles, "put", first_wins)
     found = await replay(suite, order_log())
-    assert found["order/2"][""] != bundle_digest(EXPECTED["order/2"])
+    assert found["order/2"][""] != digest_of(EXPECTED["order/2"])
 
 
 async def test_files_that_are_no_logs_are_told_with_their_lines(suite: SmallSuite) -> None:

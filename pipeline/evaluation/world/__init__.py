@@ -5,9 +5,9 @@ time are stand-ins. See README.md beside this file.
 """
 
 from pipeline.evaluation.world.files import WorldError
-from pipeline.evaluation.world.filled import SuiteFiles, bundle_digest, forget
+from pipeline.evaluation.world.filled import SuiteFiles, forget
 from pipeline.evaluation.world.opened import World, open_world
 from pipeline.evaluation.world.replays import replayed
 from pipeline.evaluation.world.retrieval import retrieved
 
-__all__ = ["SuiteFiles", "World", "WorldError", "bundle_digest", "forget", "open_world", "replayed", "retrieved"]
+__all__ = ["SuiteFiles", "World", "WorldError", "forget", "open_world", "replayed", "retrieved"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +16,7 @@ from pipeline.evaluation.world.replay import Replayed, straight
 from pipeline.plan import Plan, compile_plan
 from pipeline.splicing import splice
 from pipeline.stores.store import AppliedPosition, Fetched, Partition
-from pipeline.text import WORDS, count_tokens, decode_bundle
+from pipeline.text import WORDS, count_tokens
 from schemas.bundle import ROOT_UNIT, Stored, UnitKey, encode_stored
 from schemas.context import ContextSpec
 from schemas.record import Record
@@ -161,17 +159,6 @@ def log_of(suite: SuiteFiles, case: Case) -> list[Record]:
         told = ", ".join(sorted({record.topic for record in records})[:5])
         raise WorldError([f"{name}: no context of the suite reads its topics ({told}); they read {', '.join(topics)}"])
     return records if until is None else records[:until]
-
-
-def bundle_digest(value: Any) -> str:
-    """SHA-256, hex, of a bundle's canonical JSON: keys sorted, no blanks, UTF-8. What `bundles` checks compare."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def digest_of(body: bytes) -> str:
-    """Of a bundle's bytes. Raises Poison for JSON that nobody can read."""
-    return bundle_digest(decode_bundle(body))
 
 
 async def _from_log(suite: SuiteFiles, case: Case) -> dict[str, Filled]:

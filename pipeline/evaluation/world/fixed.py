@@ -92,7 +92,7 @@ def _mistakes(line: BundleLine, plan: Plan) -> list[str]:
             mistakes.append(f"fragments: {path} lies in {outer[0]}, which is one already; take one of them out")
         value = _at(bytes(line.data), path.split("."))
         if value is None:
-            mistakes.append(f"fragments: {path} is not in 'data', or in a list, where each item has a key of its own")
+            mistakes.append(f"fragments: {path} is not in 'data', or in a list, whose items have their own keys")
         elif key is None and value != empty_bytes(node):
             mistakes.append(f"fragments: {path} links to nothing, so in 'data' it is {empty_bytes(node).decode()}")
     sources = sorted({entity.source for entity in spec.entities.values()})

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random
 
 from pipeline.core.errors import Poison
+from pipeline.evaluation.digests import digest_of, sha256
 from pipeline.evaluation.values import Case, Twin
 from pipeline.evaluation.world.files import WorldError
-from pipeline.evaluation.world.filled import Filled, SuiteFiles, digest_of, log_of, plan_of
+from pipeline.evaluation.world.filled import Filled, SuiteFiles, log_of, plan_of
 from pipeline.evaluation.world.replay import Replayed, live_and_gone, redelivered, reordered, restarted, straight
 from pipeline.plan import Plan
+from pipeline.text import decode_bundle
 from schemas.record import Record
 
 Telling = Callable[[Plan, Sequence[Record], Random], Awaitable[Replayed]]
@@ -26,8 +27,9 @@ _Told = dict[str, tuple[str, bytes]]
 
 
 async def replayed(suite: SuiteFiles, case: Case) -> dict[str, dict[str, str]]:
-    """ "context/key" → telling → digest (see bundle_digest), "" where the bundle is gone; the telling "" is the log as
-    it stands, others are the case's twins. Every context of the suite that reads one of the log's topics is replayed.
+    """By "context/key", then by telling, the digest of the bundle (digests.digest_of); "" where the bundle is gone. The
+    telling "" is the log as it stands, the others are the case's twins. Every context of the suite that reads one of
+    the log's topics is replayed.
 
     A twin that ends with the same values in other bytes has another digest: equal bytes are promised. Records that were
     set aside are at "context!dead_letters", as text: how many, by reason. Raises WorldError.
@@ -77,7 +79,7 @@ def _worst(expected: tuple[str, bytes], ends: Sequence[tuple[str, bytes]]) -> st
         if digest != expected[0]:
             return digest
         if body != expected[1]:
-            return f"{digest} in other bytes: {hashlib.sha256(body).hexdigest()[:16]}"
+            return f"{digest} in other bytes: {sha256(body)[:16]}"
     return expected[0]
 
 
@@ -92,9 +94,9 @@ def _told(plan: Plan, end: Replayed) -> _Told:
 
 def _digest(body: bytes) -> str:
     try:
-        return digest_of(body)
-    except Poison:
-        return hashlib.sha256(body).hexdigest()  # JSON of a column that nobody can read travels as it is
+        return digest_of(decode_bundle(body))
+    except (Poison, ValueError):
+        return sha256(body)  # a column of JSON that nobody can read travels as it is
 
 
 def _letters(end: Replayed) -> str:
