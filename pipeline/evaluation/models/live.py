@@ -1,22 +1,18 @@
-"""Asking models for real, for `ctxpipe eval record` and `drift` alone: each answer becomes a recording, without
-secrets.
+"""Asking models for real, for `ctxpipe eval record` and `drift` alone: requests that lack a recording → recordings.
 
-A case still runs in virtual time: the clock stands while a model works, and then moves by what it took. So a replay
-sees the same times, and takes the same ways, as the run that was recorded.
+No case waits for a model. Cases run from what is recorded, and what they lack is collected; then all of it is asked at
+once, and the cases run again, until none lacks anything. So the run that is recorded is its own replay.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from types import TracebackType
 
 from pipeline.evaluation.models.answers import Asked
 from pipeline.evaluation.models.recordings import Recording, Recordings, kept_s, recording_of, wire_bytes
@@ -38,12 +34,38 @@ OUTAGES_MAX = 3
 _PASSING = frozenset({401, 403, 404, 408, 409, 425, 429})
 """Statuses that say nothing of the model."""
 
+Place = tuple[str, int]
+"""Key and draw."""
+
+
+class Collecting:
+    """The Source of a round: answers from what there is, and notes what lacks, one request per case: what a flow asks
+    after a request has failed, it may not ask when that is answered."""
+
+    def __init__(self, made: Mapping[Place, Recording], kept: Recordings, problems: Mapping[str, str]) -> None:
+        self._made, self._kept, self._problems = made, kept, problems
+        self.used: set[Place] = set()
+        self.missing: dict[str, Asked] = {}
+        """By case."""
+        self.failed: dict[str, str] = {}
+        """Cases that ask what could not be recorded, and why."""
+
+    def __call__(self, asked: Asked) -> RawAnswer:
+        found = self._made.get((asked.key, asked.number)) or self._kept.find(asked.key, asked.number)
+        if found is not None:
+            self.used.add((found.key, found.draw))
+            return found.answer
+        if asked.key in self._problems:
+            self.failed.setdefault(asked.case, self._problems[asked.key])
+        else:
+            self.missing.setdefault(asked.case, asked)
+        raise HarnessError(f"case {asked.case}: not recorded yet")
+
 
 @dataclass(frozen=True, slots=True)
 class Made:
     """One answer that came, for whoever watches. `cost` None: unknown."""
 
-    case: str
     recording: Recording
     tokens: Tokens
     cost: Decimal | None
@@ -51,130 +73,100 @@ class Made:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LivePlan:
-    """`endpoints` by name, with their keys. `kept`: recordings that are answered from instead, where `only_missing`.
-    `draws` of each request. `failures`: outages are recorded too. `calls_max`: more are refused."""
+    """`endpoints` by name, with their keys. `draws` of each request. `failures`: outages are recorded too. `calls_max`:
+    more are not made. `at_once`: on their way to one endpoint."""
 
     endpoints: Mapping[str, Endpoint]
     secrets: Secrets
     prices: PriceTable
-    kept: Recordings
-    only_missing: bool = False
+    day: date
     draws: int = 1
     failures: bool = False
     calls_max: int = 5_000
+    at_once: int = 8
 
 
+@dataclass
 class Live:
-    """A Source for cases that run in several threads. `with` it: it has a thread of its own for the connections.
+    """What was asked so far. `made` by place; `problems`: by key, why a request has no recording. `told` hears of each
+    answer."""
 
-    Raises HarnessError in the place of an answer that can't be recorded: an outage, a secret in the question, too many
-    calls. `told` hears of each answer, in any thread.
-    """
+    plan: LivePlan
+    told: Callable[[Made], None] = lambda _: None
+    made: dict[Place, Recording] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    calls: int = 0
+    cost: Decimal = Decimal(0)
+    cost_unknown: int = 0
+    _in_a_row: Counter[str] = field(default_factory=Counter)
 
-    def __init__(self, plan: LivePlan, day: date, told: Callable[[Made], None] = lambda _: None) -> None:
-        self._plan, self._day, self._told = plan, day, told
-        self.used: set[tuple[str, int]] = set()
-        self.calls = 0
-        self._places: dict[tuple[str, int], Future[Recording]] = {}
-        self._lock = threading.Lock()
-        self._in_a_row: Counter[str] = Counter()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="eval-live", daemon=True)
-        self._client = HttpClient()
+    async def ask(self, wanted: Sequence[Asked]) -> None:
+        """All of it, each request once. What can't be recorded is among `problems` afterwards; what came before a
+        cancel is kept."""
+        places: dict[Place, Asked] = {}
+        for asked in wanted:
+            for draw in range(asked.number, max(self.plan.draws, asked.number + 1)):
+                if (asked.key, draw) not in self.made:
+                    places.setdefault((asked.key, draw), asked)
+        room = {name: asyncio.Semaphore(self.plan.at_once) for name in self.plan.endpoints}
+        async with HttpClient() as client, asyncio.TaskGroup() as tasks:
+            for (_, draw), asked in places.items():
+                tasks.create_task(self._one(client, asked, draw, room[asked.endpoint.name]))
 
-    def __enter__(self) -> Live:
-        self._thread.start()
-        return self
+    def recordings(self) -> list[Recording]:
+        """By key and draw; draws without one before them are left out."""
+        whole = [place for place in self.made if all((place[0], draw) in self.made for draw in range(place[1]))]
+        return [self.made[place] for place in sorted(whole)]
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def __call__(self, asked: Asked) -> RawAnswer:
-        kept = self._plan.kept.find(asked.key, asked.number) if self._plan.only_missing else None
-        if kept is not None:
-            with self._lock:
-                self.used.add((kept.key, kept.draw))
-            return kept.answer
-        for draw in range(self._plan.draws):
-            self._recording(asked, draw)
-        return self._recording(asked, asked.number).answer
-
-    @property
-    def made(self) -> list[Recording]:
-        """What was recorded, by key and draw; draws without one before them are left out."""
-        done = {place: one for place, one in self._places.items() if one.done() and one.exception() is None}
-        whole = [place for place in done if all((place[0], draw) in done for draw in range(place[1]))]
-        return [done[place].result() for place in sorted(whole)]
-
-    def _recording(self, asked: Asked, draw: int) -> Recording:
-        """One call for each place, however many cases ask for it at once."""
-        place = (asked.key, draw)
-        with self._lock:
-            found = self._places.get(place)
-            mine = found is None
-            if found is None:
-                found = self._places[place] = Future()
-        if mine:
+    async def _one(self, client: HttpClient, asked: Asked, draw: int, room: asyncio.Semaphore) -> None:
+        endpoint = self.plan.endpoints[asked.endpoint.name]
+        async with room:
             try:
-                found.set_result(self._made(asked, draw))
-            except BaseException as error:
-                found.set_exception(error)
-                raise
-        return found.result()
-
-    def _made(self, asked: Asked, draw: int) -> Recording:
-        endpoint = self._plan.endpoints[asked.endpoint.name]
-        self._refuse_secrets(asked)
-        answer = self._answer(asked, endpoint)
-        recording = recording_of(asked.body, endpoint, answer, task=asked.task, draw=draw, on=self._day.isoformat())
-        recording = masked(recording, self._plan.secrets)
-        tokens = _tokens(answer)
-        cost = cost_of(answer, tokens, self._plan.prices.of(endpoint.price or endpoint.model, self._day))
-        self._told(Made(asked.case, recording, tokens, cost))
-        return recording
+                self._refuse_secrets(asked)
+                answer = await self._answer(client, asked, endpoint)
+            except HarnessError as error:
+                self.problems[asked.key] = str(error)
+                return
+        day = self.plan.day
+        recording = recording_of(asked.body, endpoint, answer, task=asked.task, draw=draw, on=day.isoformat())
+        recording = masked(recording, self.plan.secrets)
+        self.made[recording.key, draw] = recording
+        tokens = tokens_of(answer)
+        cost = cost_of(answer, tokens, self.plan.prices.of(endpoint.price or endpoint.model, day))
+        if cost is None:
+            self.cost_unknown += 1
+        else:
+            self.cost += cost
+        self.told(Made(recording, tokens, cost))
 
     def _refuse_secrets(self, asked: Asked) -> None:
-        found = [str(one) for one in self._plan.secrets.in_value(asked.body)]
+        found = [str(one) for one in self.plan.secrets.in_value(asked.body)]
         if found:
             raise HarnessError(
-                f"case {asked.case}: its request to {asked.endpoint.name} holds {', '.join(found)}; nothing was sent "
-                "or recorded. Keep secrets out of prompts"
+                f"its request to {asked.endpoint.name} holds {', '.join(found)}; nothing was sent or recorded. Keep "
+                "secrets out of prompts"
             )
 
-    def _answer(self, asked: Asked, endpoint: Endpoint) -> RawAnswer:
-        content, where = wire_bytes(asked.body), f"case {asked.case}: the endpoint {endpoint.name} at {endpoint.url}"
-        if self._in_a_row[endpoint.name] >= OUTAGES_MAX:
-            raise HarnessError(f"{where} is not asked any more: {OUTAGES_MAX} requests in a row came to nothing")
+    async def _answer(self, client: HttpClient, asked: Asked, endpoint: Endpoint) -> RawAnswer:
+        content, where = wire_bytes(asked.body), f"the endpoint {endpoint.name} at {endpoint.url}"
         answer = RawAnswer()
         for number in range(TRIES):
-            self._count(where)
-            answer = _rounded(self._sent(content, endpoint))
+            if self._in_a_row[endpoint.name] >= OUTAGES_MAX:
+                raise HarnessError(f"{where} is not asked any more: {OUTAGES_MAX} requests in a row came to nothing")
+            self.calls += 1
+            if self.calls > self.plan.calls_max:
+                self.calls = self.plan.calls_max
+                raise HarnessError(f"{where} is not asked: {self.calls} calls were made, and no more are allowed")
+            answer = await client.send_content(content, endpoint, time.monotonic() + endpoint.timeout_s)
             if not outage(answer):
                 self._in_a_row[endpoint.name] = 0
-                return answer
+                return _rounded(answer)
             if number < TRIES - 1:
-                time.sleep(_wait_s(answer, endpoint, number))
-        if self._plan.failures:
-            return answer
+                await asyncio.sleep(_wait_s(answer, endpoint, number))
+        if self.plan.failures:
+            return _rounded(answer)
         self._in_a_row[endpoint.name] += 1
         raise HarnessError(f"{where} {outage(answer)}; nothing was recorded")
-
-    def _count(self, where: str) -> None:
-        with self._lock:
-            self.calls += 1
-            if self.calls > self._plan.calls_max:
-                raise HarnessError(f"{where} is not asked: {self._plan.calls_max} calls were made; see --calls-max")
-
-    def _sent(self, content: bytes, endpoint: Endpoint) -> RawAnswer:
-        until_s = time.monotonic() + endpoint.timeout_s
-        return asyncio.run_coroutine_threadsafe(
-            self._client.send_content(content, endpoint, until_s), self._loop
-        ).result()
 
 
 def outage(answer: RawAnswer) -> str:
@@ -206,6 +198,14 @@ def masked(recording: Recording, secrets: Secrets) -> Recording:
     return replace(recording, answer=clean, masked=tuple(sorted(set(names))))
 
 
+def tokens_of(answer: RawAnswer) -> Tokens:
+    """As the endpoint counted them."""
+    if answer.failure is not None or answer.status != 200:
+        return NOT_COUNTED
+    envelope = read_answer(answer.body)
+    return NOT_COUNTED if isinstance(envelope, str) else envelope.tokens
+
+
 def _rounded(answer: RawAnswer) -> RawAnswer:
     """To what a file keeps of its times: the run that is recorded and its replay see the same."""
     return replace(answer, first_byte_s=kept_s(answer.first_byte_s), took_s=kept_s(answer.took_s))
@@ -215,10 +215,3 @@ def _wait_s(answer: RawAnswer, endpoint: Endpoint, number: int) -> float:
     if answer.status == 429:
         return min(PAUSE_S_MAX, pause_s(answer.headers, datetime.now(UTC), endpoint))
     return float(min(PAUSE_S_MAX, PAUSE_S * 2**number))
-
-
-def _tokens(answer: RawAnswer) -> Tokens:
-    if answer.failure is not None or answer.status != 200:
-        return NOT_COUNTED
-    envelope = read_answer(answer.body)
-    return NOT_COUNTED if isinstance(envelope, str) else envelope.tokens
