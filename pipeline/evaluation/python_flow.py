@@ -6,6 +6,7 @@ case → world, models, tools → flow → what was observed
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 import signal
 import sys
@@ -24,7 +25,7 @@ from pipeline.evaluation.digests import plain
 from pipeline.evaluation.errors import SuiteError
 from pipeline.evaluation.models.answers import Source
 from pipeline.evaluation.models.guarding import CaseGuard, guard_of
-from pipeline.evaluation.suite import Suite, import_object
+from pipeline.evaluation.suite import FLOWLESS, Suite, import_object
 from pipeline.evaluation.values import Case, Given, Observed, Step, Tools
 from pipeline.evaluation.virtual_time import NeverEnds, VirtualClock, VirtualLoop, run_virtually
 from pipeline.evaluation.world import open_world, replayed, retrieved
@@ -92,16 +93,27 @@ def observe(suite: Suite, case: Case, source: Source | None = None) -> Observed:
 
 
 async def _run(suite: Suite, case: Case, loop: VirtualLoop, seen: Seen, source: Source | None) -> None:
-    if case.kind == "replay":
-        seen.digests = await replayed(suite, case)
-    elif case.kind == "retrieval":
-        seen.hits = list(await retrieved(suite, case))
+    clock = VirtualClock(loop, suite.manifest.now_us)
+    if case.kind in FLOWLESS:
+        await _run_pipeline(suite, case, clock, seen)
     else:
         before = _counters(case)
-        await _run_flow(suite, case, VirtualClock(loop, suite.manifest.now_us), seen, source)
+        await _run_flow(suite, case, clock, seen, source)
         seen.counted = {
             name: value - before.get(name, 0.0) for name, value in _counters(case).items() if value != before.get(name)
         }
+
+
+async def _run_pipeline(suite: Suite, case: Case, clock: Clock, seen: Seen) -> None:
+    try:
+        if case.kind == "replay":
+            seen.digests = await replayed(suite, case)
+        else:
+            seen.hits = list(await retrieved(suite, case, clock))
+    except HarnessError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the pipeline is under test here: what it raises is a finding
+        seen.raised = told_of(error)
 
 
 async def _run_flow(suite: Suite, case: Case, clock: Clock, seen: Seen, source: Source | None) -> None:
@@ -117,11 +129,10 @@ async def _run_flow(suite: Suite, case: Case, clock: Clock, seen: Seen, source: 
         given = Given(context=world.client, guard=seen.guard, tools=tools, clock=clock)
         began_s = clock.monotonic_s()
         try:
-            seen.output = plain(await function(dict(case.input), given))
+            output = function(dict(case.input), given)
+            seen.output = _written(await output if inspect.isawaitable(output) else output)
         except HarnessError as error:
             seen.harness.append(str(error))
-        except ValueError as error:
-            seen.raised = told_of(error)
         except Exception as error:  # noqa: BLE001 - the flow under test: whatever it raises is a finding, not our end
             seen.raised = told_of(error)
         finally:
@@ -188,6 +199,13 @@ def told_of(error: BaseException) -> str:
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     text = _ADDRESS.sub("0x…", f"{type(error).__name__}: {error}")
     return f"{text[:_RAISED_CHARACTERS_MAX]}{where}"
+
+
+def _written(output: Any) -> Any:
+    try:
+        return plain(output)
+    except ValueError as error:
+        raise ValueError(f"the flow's output is no JSON: {error}") from None
 
 
 def _as_json(value: Any) -> Any:

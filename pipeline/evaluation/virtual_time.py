@@ -8,11 +8,13 @@ loop, time stands still.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import selectors
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
+from contextvars import Context
 from typing import Any, TypeVar
 
 VIRTUAL_S_MAX = 7 * 86_400.0
@@ -21,7 +23,8 @@ _DIGITS = 9
 """Of seconds: sums of floats would drift from the times that people write."""
 _THREAD_POLL_S = 0.05
 _FOREIGN_THREAD_S = 1.0
-_CLOSE_TURNS_MAX = 100
+_CLEAN_UP_S = 60.0
+_CLEAN_UP_REAL_S = 5.0
 T = TypeVar("T")
 
 
@@ -32,11 +35,14 @@ class NeverEnds(BaseException):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """`time()` begins at 0. `real_s_max`: of the machine's time, looked at between two turns of the loop."""
 
+    _scheduled: list[asyncio.TimerHandle]
+
     def __init__(self, real_s_max: float | None = None) -> None:
         self._selector_in_front = _JumpingSelector(self)
         super().__init__(self._selector_in_front)
         self.now_s = 0.0
         self.threads = 0
+        self._timers = 0
         self.ends_at_s = None if real_s_max is None else time.monotonic() + real_s_max
         self._clock_resolution = 1e-9
 
@@ -51,8 +57,36 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._thread_done)
         return future
 
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Timers of the same moment ring in the order in which they were set, as they do where no two are the same."""
+        if self.is_closed():
+            raise RuntimeError("the event loop is closed")
+        self._timers += 1
+        timer = _Timer(when, self._timers, callback, args, self, context)
+        heapq.heappush(self._scheduled, timer)
+        timer._scheduled = True
+        return timer
+
     def _thread_done(self, future: asyncio.Future[Any]) -> None:
         self.threads -= 1
+
+
+class _Timer(asyncio.TimerHandle):
+    """`number`: how many were set before it."""
+
+    __slots__ = ("_number",)
+    _scheduled: bool
+
+    def __init__(self, when: float, number: int, *more: Any) -> None:
+        super().__init__(when, *more)
+        self._number = number
+
+    def __lt__(self, other: object) -> bool:
+        if not isinstance(other, _Timer):
+            return NotImplemented
+        return (self.when(), self._number) < (other.when(), other._number)
 
 
 class VirtualClock:
@@ -87,18 +121,17 @@ def run_virtually(make: Callable[[VirtualLoop], Coroutine[Any, Any, T]], real_s_
 
 
 def _end_tasks(loop: VirtualLoop) -> None:
-    loop.ends_at_s = None
-    for _ in range(_CLOSE_TURNS_MAX):
-        left = asyncio.all_tasks(loop)
-        if not left:
-            break
-        for task in left:
-            task.cancel()
-        try:
-            loop.run_until_complete(asyncio.wait(left, timeout=1))
-        except NeverEnds:
-            break
+    """Each is cancelled once, and has a while to clean up."""
+    cancelled: set[asyncio.Task[Any]] = set()
+    until_s = loop.now_s + _CLEAN_UP_S
+    if loop.ends_at_s is not None:
+        loop.ends_at_s = time.monotonic() + _CLEAN_UP_REAL_S
     try:
+        while (left := asyncio.all_tasks(loop)) and loop.now_s < until_s:
+            for task in left - cancelled:
+                task.cancel()
+            cancelled |= left
+            loop.run_until_complete(asyncio.wait(left, timeout=until_s - loop.now_s))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.threads += 1  # the one that waits for the others
         loop.run_until_complete(loop.shutdown_default_executor())
