@@ -57,6 +57,11 @@ class VirtualClock:
         heapq.heappush(self._sleepers, (self.now_s + duration_s, self._number, waiting))
         await waiting
 
+    @property
+    def waiting(self) -> int:
+        """How many sleep."""
+        return len(self._sleepers)
+
     async def run(self, *tasks: asyncio.Task[Any]) -> None:
         """Until these are done."""
         await self.run_until(lambda: all(task.done() for task in tasks))

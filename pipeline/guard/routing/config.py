@@ -36,9 +36,9 @@ class Limits(ConfigPart):
     """What a new active model's own answers have to keep to; where they don't, the one before it comes back.
 
     Judged over its last `window_calls`, from `calls_min` on, for `watch_s` after it became active. malformed: an output
-    had to be refused; failure: it did not answer, for whatever reason of its own. A share counts as broken where one so
-    large would come by chance less often than `chance_max` from a model that is just within the limit. `cost_per_call`
-    is the mean of what is known.
+    had to be refused, or was not asked for any more because of that; failure: it did not answer, for whatever reason of
+    its own. A share counts as broken where one so large would come by chance less often than `chance_max` from a model
+    that is just within the limit. `cost_per_call` is the mean of what is known.
     """
 
     malformed_share_max: float | None = Field(default=None, ge=0, lt=1)

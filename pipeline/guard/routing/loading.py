@@ -65,8 +65,8 @@ class Source:
 def decided(
     snapshot: Snapshot, guard: GuardConfig, state: RoutingState, now_us: int, priced: Callable[[Endpoint], bool]
 ) -> Decision:
-    """What is in force → what may be. `priced`: whether what an endpoint costs is known. A task that the file no longer
-    names goes back to the guard's own route, which is a change like any other."""
+    """What is in force → what may be. `priced`: whether what an endpoint costs is known. A task may leave the file only
+    where the guard's own route begins with who is in force: half a file is one with fewer tasks, too."""
     standings: dict[str, Standing] = {}
     outcomes: dict[str, Outcome] = {}
     refused: dict[str, Refusal] = {}
@@ -82,6 +82,12 @@ def decided(
         if taken_back is not None and standing is not None and standing.identity != wanted.active:
             standings[task], outcomes[task] = standing, "held"
             told[task] = f"{taken_back.endpoint} was taken back: {taken_back.why}; new evidence may promote it again"
+            continue
+        if task not in config.tasks and standing is not None and standing.identity != wanted.active:
+            told_of = (
+                f"the file no longer names {task!r}, and {standing.identity.endpoint} is in force: name who answers"
+            )
+            refused[task] = Refusal("no_evidence", told_of)
             continue
         found = _unpriced(wanted, guard, priced) or decide(
             wanted, standing, snapshot.evidence.get(task), config.demands

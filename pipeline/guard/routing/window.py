@@ -14,6 +14,8 @@ NOT_ITS_OWN: frozenset[Reason] = frozenset(
     {"cancelled", "cost_limit", "tenant_budget", "tenant_too_many", "no_time", "no_route", "bad_request"}
 )
 """Reasons that say nothing of a model: the caller, its money or its time."""
+MALFORMED: frozenset[Reason] = frozenset({"invalid_output", "output_breaker_open"})
+"""A breaker that is open for an output keeps more of the same from coming: it must not end the count."""
 _SLOW_SHARE = 0.05
 """What may be slower than a 95th percentile."""
 
@@ -36,7 +38,7 @@ def seen_of(result: Result, endpoint: str) -> Seen | None:
         return None
     asked = [one for one in own if one.asked]
     return Seen(
-        malformed=any(one.reason == "invalid_output" for one in asked),
+        malformed=any(one.reason in MALFORMED for one in own),
         failed=not lost and all(one.reason for one in own),
         latency_ms=math.inf if lost else 1000 * sum(one.took_s for one in asked),
         cost=_cost(asked),
@@ -102,10 +104,11 @@ def tail(count: int, calls: int, share: float) -> float:
         return 1.0
     if share <= 0:
         return 0.0
-    each = math.lgamma(calls + 1) - math.lgamma(count + 1) - math.lgamma(calls - count + 1)
-    term = math.exp(each + count * math.log(share) + (calls - count) * math.log1p(-share))
     total = 0.0
     for k in range(count, calls + 1):
+        ways = math.lgamma(calls + 1) - math.lgamma(k + 1) - math.lgamma(calls - k + 1)
+        term = math.exp(ways + k * math.log(share) + (calls - k) * math.log1p(-share))
         total += term
-        term *= (calls - k) / (k + 1) * share / (1 - share)
+        if k > share * calls and term < 1e-15 * total:
+            break
     return min(1.0, total)
