@@ -48,11 +48,19 @@ class FilmAnswer(_Strict):
     citations: Annotated[list[Citation], Field(min_length=1, max_length=6)]
 
 
+class DeskChoice(_Strict):
+    """Who a passenger should turn to."""
+
+    desk: Literal["gate", "rebooking", "baggage"]
+    urgent: bool
+
+
 _GATE = f"""Decide about a departure, by the context alone. dep_delay is in minutes, null before it has left.
 dep_delay up to {LATE_MINUTES} or null: wait. Up to {REBOOK_MINUTES - 1}: announce it. More: rebook to the first of
 "others" that is not late and has seats, else announce. Cite what you used. Answer with JSON only."""
 _FILM = """Answer the question by the context alone; where it does not say, known is false and answer empty.
 Cite what you used. Answer with JSON only."""
+_DESK = "Which desk is this for: gate, rebooking or baggage? Is it urgent? JSON only."
 _STALE = "The context may be out of date: do not rebook."
 
 
@@ -68,6 +76,10 @@ def film_messages(
     seen: Mapping[str, Any], question: str, left_out: Sequence[str], mistake: str = ""
 ) -> list[dict[str, Any]]:
     return _messages(_FILM, seen, question, [], left_out, mistake)
+
+
+def desk_messages(message: str) -> list[dict[str, Any]]:
+    return [{"role": "system", "content": _DESK}, {"role": "user", "content": message}]
 
 
 def mistakes_of_citations(citations: Sequence[Citation], seen: Mapping[str, Any]) -> list[str]:

@@ -1,8 +1,8 @@
 """The flow under test: context inside a budget → prompt → guarded model → checked answer → action, or a person.
 
-`handle` takes {"ask": "gate", "flight_id", "passengers", "others"} or {"ask": "film", "film_id", "about", "question"},
-either with `deadline_ms`, and gives a decision that says who made it and what it rests on. It raises nothing that
-contexts, models or tools could cause.
+`handle` takes {"ask": "gate", "flight_id", "passengers", "others"}, {"ask": "film", "film_id", "about", "question"} or
+{"ask": "desk", "message"}, each with `deadline_ms`, and gives a decision that says who made it and what it rests on. It
+raises nothing that contexts, models or tools could cause.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pydantic import BaseModel
 from pipeline.client import Bundle, ClientError
 from pipeline.evaluation.values import Given
 from pipeline.guard.output import Output, of_model
-from pipeline.guard.values import ModelRequest, Result
+from pipeline.guard.values import ModelRequest
 from tests.evals import decisions, rules
 from tests.evals.actions import tools
-from tests.evals.decisions import FilmAnswer, GateDecision
+from tests.evals.decisions import DeskChoice, FilmAnswer, GateDecision
 
 __all__ = ["handle", "tools"]
 
@@ -43,7 +43,11 @@ FLIGHT_FIELDS = (
     "punctuality.average_delay",
 )
 OTHERS_FIELDS = ("flight_id", "dest", "status")
-_OUTPUTS: Mapping[str, Output] = {"gate": of_model(GateDecision), "film": of_model(FilmAnswer)}
+_OUTPUTS: Mapping[str, Output] = {
+    "gate": of_model(GateDecision),
+    "film": of_model(FilmAnswer),
+    "desk": of_model(DeskChoice),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ class Answered:
 
 async def handle(case: Mapping[str, Any], given: Given) -> dict[str, Any]:
     ends_s = given.clock.monotonic_s() + case.get("deadline_ms", DEADLINE_MS) / 1000
-    return await (_film if case["ask"] == "film" else _gate)(case, given, ends_s)
+    return await {"gate": _gate, "film": _film, "desk": _desk}[case["ask"]](case, given, ends_s)
 
 
 async def _gate(case: Mapping[str, Any], given: Given, ends_s: float) -> dict[str, Any]:
@@ -181,6 +185,23 @@ async def _film(case: Mapping[str, Any], given: Given, ends_s: float) -> dict[st
     if answered.output is None:
         return _told(seen, answered, {**nothing, "why": answered.why})
     return _told(seen, answered, {**answered.output.model_dump(mode="json"), "why": ""})
+
+
+async def _desk(case: Mapping[str, Any], given: Given, ends_s: float) -> dict[str, Any]:
+    """No context, and a model that is small enough to stand in every terminal."""
+    message = case["message"]
+    task = Task(
+        "desk",
+        case,
+        {"message": message},
+        lambda mistake: decisions.desk_messages(message),
+        lambda output: [],
+        lambda data: None,
+        ends_s,
+    )
+    answered = await answer(given, task)
+    chosen = {"desk": "gate", "urgent": True} if answered.output is None else answered.output.model_dump(mode="json")
+    return _told(Seen({}), answered, chosen)
 
 
 async def look_up(given: Given, context: str, key: str, fields: Sequence[str] | None) -> Seen:

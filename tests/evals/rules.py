@@ -20,6 +20,14 @@ def film(request: ModelRequest) -> dict[str, Any] | None:
     return film_rule(request.data)
 
 
+def desk(request: ModelRequest) -> dict[str, Any]:
+    """By a word; whoever is not sure sends people to the gate."""
+    message = request.data["message"].lower()
+    desks = {"bag": "baggage", "suitcase": "baggage", "missed": "rebooking", "cancelled": "rebooking"}
+    found = next((name for word, name in desks.items() if word in message), "gate")
+    return {"desk": found, "urgent": "now" in message.split()}
+
+
 def gate_rule(data: Any) -> dict[str, Any] | None:
     key, delay = data["key"], data["seen"][data["key"]].get("dep_delay")
     if not isinstance(delay, int) or delay >= REBOOK_MINUTES:

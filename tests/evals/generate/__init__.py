@@ -1,0 +1,1 @@
+"""`python -m tests.evals.generate`: cases, events, bundles and expectations of the suite, made from the data."""
