@@ -116,7 +116,7 @@ def judged(
         failed=sum(not result.passed for result in run.results),
         seconds=run.seconds,
         reasons=reasons,
-        notes=tuple(_notes(run, known, graded, new)),
+        notes=tuple(note for note in _notes(run, known, graded, new) if note not in reasons),
         flips=flips,
         new=new,
         accepted=tuple(one.id for one in run.results if one.id in old and not one.passed and not old[one.id].passed),
@@ -296,4 +296,6 @@ def _notes(run: Run, baseline: Baseline | None, graded: Sequence[Graded], new: S
         yield f"new fixtures: {some(added)}"
     for one in graded:
         if one.judged == "same" and (one.fell or one.rose):
-            yield f"{_scores(one)}: within its limit"
+            yield f"{_scores(one)}: not lower"
+        elif one.judged == "unknown":
+            yield _unknown(one)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.evaluation.baseline import some
-from pipeline.evaluation.gate import Flip
+from pipeline.evaluation.gate import Flip, listed
 from pipeline.evaluation.report.difference import side_by_side
 from pipeline.evaluation.report.reported import STATE_TEXTS, VERDICT_TEXTS, Moved, Reported
 from pipeline.evaluation.report.visible import cut, output_texts, visible
@@ -70,9 +69,9 @@ def _moved(moved: Moved) -> Iterator[str]:
     if not moved.blessings:
         yield "- without a reason that the other branch does not have"
     if moved.now_fail:
-        yield f"- {len(moved.now_fail)} cases no longer have to pass: {_inline(some(moved.now_fail, 10))}"
+        yield f"- no longer have to pass: {_inline(listed(moved.now_fail))}"
     if moved.gone:
-        yield f"- {len(moved.gone)} cases are no longer demanded: {_inline(some(moved.gone, 10))}"
+        yield f"- no longer demanded: {_inline(listed(moved.gone))}"
 
 
 def _flip(flip: Flip) -> str:

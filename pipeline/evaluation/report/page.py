@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.evaluation.baseline import mean_by_kind
-from pipeline.evaluation.gate import Flip
+from pipeline.evaluation.gate import Flip, listed
 from pipeline.evaluation.report.difference import Pair, side_by_side
 from pipeline.evaluation.report.plots import Bar, bars, lines, strips
 from pipeline.evaluation.report.reported import STATE_TEXTS, VERDICT_TEXTS, Reported
@@ -59,6 +59,7 @@ def page(found: Reported) -> str:
         plots=[Markup(plot) for plot in _plots(found)],  # numbers, and labels that plots.py has escaped
         history=found.history[::-1][:HISTORY_MAX],
         visible=visible,
+        listed=listed,
     )
     return document
 

@@ -82,7 +82,8 @@ def lines(title: str, names: Sequence[str], series: Mapping[str, Sequence[float 
 def _svg(title: str, height: float, parts: Sequence[str]) -> str:
     name = html.escape(title)
     size = f'viewBox="0 0 {WIDTH + 160} {height:.0f}" width="{WIDTH + 160}" height="{height:.0f}"'
-    return f'<svg role="img" aria-label="{name}" {size}><title>{name}</title>{"".join(parts)}</svg>'
+    drawn = f'<svg role="img" aria-label="{name}" {size}>{"".join(parts)}</svg>'
+    return f"<figure><figcaption>{name}</figcaption>{drawn}</figure>"
 
 
 def _label(text: str, top: float) -> str:
