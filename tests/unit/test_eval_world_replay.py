@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
 from pipeline.evaluation.digests import digest_of
 from pipeline.evaluation.world import WorldError, forget, replayed
+from pipeline.evaluation.world.filled import Filled
+from pipeline.evaluation.world.replay import Replayed, straight
+from pipeline.evaluation.world.replays import TELLINGS
+from pipeline.plan import Plan, compile_plan
 from pipeline.stores.memory import MemoryBundles, MemoryRelations, MemoryRows
 from pipeline.stores.store import RowOutcome, RowWrite
+from schemas.context import ContextSpec
+from schemas.mutation import Cell, Marker, Mutation, MutationSource, encode_mutation
+from schemas.record import Record
+from tests.simulation.specs import random_spec
+from tests.simulation.wide import WideSource
+from tests.simulation.world import Source
 from tests.support.eval_world import Log, SmallSuite, case, order_log, small_suite
 
 TWINS = ("redelivered", "reordered", "restarted")
@@ -124,6 +136,24 @@ async def test_a_relation_counted_twice_is_seen(suite: SmallSuite, monkeypatch: 
     assert any(len(set(digests.values())) > 1 for digests in found.values()), found
 
 
+async def test_work_that_a_crash_left_undone_is_missed_by_restarts_alone(
+    suite: SmallSuite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A redelivered version that no longer counts as changed: whoever died after applying it has related nothing."""
+    apply = MemoryRows.apply
+
+    async def forgetful(self: MemoryRows, writes: list[RowWrite]) -> list[RowOutcome]:
+        known = [self.tables.get(write.table, {}).get(write.key) for write in writes]
+        again = [row is not None and row.version == write.version for row, write in zip(known, writes, strict=True)]
+        found: list[RowOutcome] = await apply(self, writes)
+        return [RowOutcome(False, []) if same else one for same, one in zip(again, found, strict=True)]
+
+    monkeypatch.setattr(MemoryRows, "apply", forgetful)
+    found = await replay(suite, order_log())
+    differing = {twin for digests in found.values() for twin, digest in digests.items() if digest != digests[""]}
+    assert differing == {"restarted"}
+
+
 async def test_an_older_build_that_wins_is_seen(suite: SmallSuite, monkeypatch: pytest.MonkeyPatch) -> None:
     """A put that keeps the first bundle that was built."""
     put = MemoryBundles.put
@@ -170,3 +200,74 @@ async def test_a_case_without_a_usable_log_is_told(suite: SmallSuite, context: d
     with pytest.raises(WorldError) as error:
         await replayed(suite, case(kind="replay", context=context))
     assert told in str(error.value)
+
+
+WIDE: dict[str, Any] = {
+    "context": "seen",
+    "version": 1,
+    "root": "seen",
+    "entities": {"seen": {"source": "s", "table": "ks.seen", "key": ["id"]}},
+    "fields": ["id", "a", "b"],
+}
+
+
+async def test_cells_of_wide_tables_win_by_their_write_time_and_live_their_time(tmp_path: Path) -> None:
+    """The newest write comes first, an old delete last; one cell has lived its time when the log ends."""
+    forget()
+    suite = SmallSuite(tmp_path, {"seen": ContextSpec.model_validate(WIDE)})
+    log = Log()
+    writes: list[tuple[int, Mutation]] = [
+        (1, Mutation(cells={"a": Cell(2_000_000, "new")}, marker=Marker(2_000_000, None))),
+        (1, Mutation(cells={"a": Cell(1_000_000, "old"), "b": Cell(1_000_000, "kept")})),
+        (2, Mutation(cells={"a": Cell(3_000_000, "short", 4_000_000)}, marker=Marker(3_000_000, None))),
+        (3, Mutation(cells={"a": Cell(3_000_000, "gone")}, marker=Marker(3_000_000, None))),
+        (1, Mutation(deleted=500_000)),
+        (3, Mutation(deleted=3_000_001)),
+    ]
+    for number, mutation in writes:
+        key, value = encode_mutation(MutationSource("scylla", "s", "ks", "seen"), {"id": number}, mutation, 9_000)
+        parts = {"timestamp_ms": 9_000, "key_text": key.decode(), "value_text": value.decode()}
+        log.raw("s.ks.seen", None, number % 2, **parts)
+    found = await replay(suite, log)
+    expected = {
+        "seen/1": digest_of({"id": 1, "a": "new", "b": "kept"}),
+        "seen/2": digest_of({"id": 2, "a": None, "b": None}),
+        "seen/3": "",
+    }
+    assert found == {key: dict.fromkeys(("", *TWINS), digest) for key, digest in expected.items()}
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("seed", range(16))
+async def test_tellings_of_random_logs_of_random_contexts_end_the_same(seed: int, wide: bool) -> None:
+    """Truncations, changed keys, placeholders of large values, hot parents; deletions of ranges, cells for a time."""
+    spec = random_spec(Random(seed), None)
+    plan = compile_plan(spec)
+    source = WideSource(Random(-1 - seed)) if wide else Source(Random(-1 - seed))
+    for _ in range(15):
+        source.transaction()
+        if source.random.random() < 0.2:
+            source.duplicate()
+    log = _mixed(source.log, Random(seed))
+    expected = await straight(plan, log)
+    assert expected.values and not expected.letters
+    for telling in TELLINGS.values():
+        for number in range(3):
+            told = await telling(plan, log, Random(f"{seed}/{number}"))
+            assert _bodies(plan, told) == _bodies(plan, expected), (telling.__name__, number)
+
+
+def _mixed(partitions: dict[tuple[str, int], list[Record]], random: Random) -> list[Record]:
+    left = {place: list(reversed(records)) for place, records in sorted(partitions.items())}
+    log: list[Record] = []
+    while left:
+        place = random.choice(sorted(left))
+        log.append(msgspec.structs.replace(left[place].pop(), timestamp_ms=len(log)))
+        if not left[place]:
+            del left[place]
+    return log
+
+
+def _bodies(plan: Plan, told: Replayed) -> dict[str, bytes]:
+    filled = Filled(plan, told.values)
+    return {key: body for key in filled.keys if (body := filled.body(key)) is not None}

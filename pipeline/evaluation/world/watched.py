@@ -78,7 +78,8 @@ class Teller:
             self.seen[place] = decode_bundle(answer.bundle)
 
     def _tell(self, what: Any, name: str, asked: Mapping[str, Any], came: Mapping[str, Any], started_s: float) -> None:
-        at_ms, took_ms = (started_s - self._began_s) * 1000, (self.now_s() - started_s) * 1000
+        at_ms = round((started_s - self._began_s) * 1000, 3)
+        took_ms = round((self.now_s() - started_s) * 1000, 3)
         self._told(Step(what=what, name=name, asked=asked, came=came, at_ms=at_ms, took_ms=took_ms))
 
 
