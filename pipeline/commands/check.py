@@ -53,6 +53,7 @@ async def _check(
     config: Config, contexts: Mapping[str, ContextSpec], names: list[str]
 ) -> tuple[list[Finding], list[dict[str, Any]], list[dict[str, Any]]]:
     from pipeline.commands._check_access import check_access
+    from pipeline.commands._check_guard import check_guard
     from pipeline.commands._check_history import check_history, check_tokenizer
     from pipeline.commands._check_redis import check_redis
     from pipeline.commands._sources import configured_sources
@@ -81,7 +82,8 @@ async def _check(
     past = [finding for spec in concerned for finding in check_tokenizer(config, spec)]
     for spec in concerned:
         past += await check_history(config, spec, fan_outs.get(spec.context, {}), _reached(kafka), _reached(redis))
-    return [*found, *declared, *kafka, *redis, *versions, *embedded, *past, *opened], costs, embeddings
+    guarded = await check_guard(config.guard)
+    return [*found, *declared, *kafka, *redis, *versions, *embedded, *past, *opened, *guarded], costs, embeddings
 
 
 async def _check_embeddings(

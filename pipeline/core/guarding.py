@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from decimal import Decimal
 from pathlib import Path
 from typing import Literal
@@ -97,18 +97,25 @@ class BudgetConfig(ConfigPart):
     tenant_concurrency_max: int | None = Field(default=None, ge=1, le=100_000)
 
 
-class GuardParts(ConfigPart):
-    """What holds for every task."""
+class GuardRoutes(ConfigPart):
+    """`routes` by task; `*` is for tasks that are not named."""
 
-    endpoints: tuple[Endpoint, ...] = Field(min_length=1)
+    endpoints: tuple[Endpoint, ...]
+    routes: dict[str, Route]
     breaker: BreakerConfig = Field(default_factory=BreakerConfig)
     budget: BudgetConfig = Field(default_factory=BudgetConfig)
 
+    @field_validator("endpoints", "routes")
+    @classmethod
+    def _some(cls, value: Sized) -> Sized:
+        """pydantic's own check would count those alone that are right."""
+        if not value:
+            raise ValueError("must not be empty")
+        return value
 
-class GuardConfig(GuardParts):
-    """`routes` by task; `*` is for tasks that are not named."""
 
-    routes: dict[str, Route] = Field(min_length=1)
+class GuardConfig(GuardRoutes):
+    """What a guard is made of."""
 
     @model_validator(mode="after")
     def _whole(self) -> GuardConfig:
@@ -146,7 +153,7 @@ class WebhookConfig(ConfigPart):
     @classmethod
     def _strong(cls, value: SecretStr) -> SecretStr:
         if len(webhook_key(value.get_secret_value())) < 16:
-            raise ValueError("is no key; write whsec_ and at least 16 bytes in base64, or 16 characters")
+            raise ValueError("is no key; write whsec_ and 16 bytes in base64, or 16 characters")
         return value
 
 
@@ -174,12 +181,12 @@ class EscalationsConfig(ConfigPart):
     webhook: WebhookConfig | None = None
 
 
-class GuardSection(GuardParts):
-    """`routes` by task, or `routing`: a routing file, whose changes are taken over while running. `prices`: a price
-    table in place of the one that comes with ctxpipe. Files are relative to this one."""
+class GuardSection(GuardRoutes):
+    """`routing`: a file that names the active model per task, and whose changes are taken over while running; tasks
+    that it does not name go by `routes`. `prices`: a price table in place of the one that comes with ctxpipe. Files are
+    relative to this one."""
 
-    routes: dict[str, Route] = Field(default_factory=dict)
-    routing: str | None = Field(default=None, min_length=1, description="routing.yaml, in place of routes")
+    routing: str | None = Field(default=None, min_length=1, description="routing.yaml")
     prices: str | None = Field(default=None, min_length=1, description="a price table, TOML")
     escalations: EscalationsConfig = Field(default_factory=EscalationsConfig)
 
@@ -204,16 +211,16 @@ class GuardSection(GuardParts):
         keys += [self.escalations.webhook.secret] if self.escalations.webhook is not None else []
         return tuple(key.get_secret_value() for key in keys if key is not None)
 
-    def config(self, routes: Mapping[str, Route] | None = None) -> GuardConfig:
-        """What the guard takes; `routes` in place of those of the section, from the routing file."""
+    @property
+    def config(self) -> GuardConfig:
+        """What the guard takes."""
         endpoints = tuple(
             endpoint.model_copy(
                 update={"certificate_authority": self.certificate_authority(endpoint.certificate_authority)}
             )
             for endpoint in self.endpoints
         )
-        taken = dict(self.routes if routes is None else routes)
-        return GuardConfig(endpoints=endpoints, routes=taken, breaker=self.breaker, budget=self.budget)
+        return GuardConfig(endpoints=endpoints, routes=self.routes, breaker=self.breaker, budget=self.budget)
 
 
 def guard_mistakes(guard: GuardSection | None, embedding_endpoints: Mapping[str, object]) -> Iterator[Mistake]:
@@ -222,12 +229,6 @@ def guard_mistakes(guard: GuardSection | None, embedding_endpoints: Mapping[str,
         return
     for mistake in _mistakes(guard.endpoints, guard.routes):
         yield Mistake(("guard", *mistake.location), mistake.text)
-    if not guard.routes and guard.routing is None:
-        yield Mistake(("guard",), "'routes' is missing; write routes: {'*': {primary: …}}, or routing: routing.yaml")
-    if guard.routes and guard.routing is not None:
-        yield Mistake(
-            ("guard", "routing"), "is given beside routes; the routing file has them: take one out"
-        )
     for number, endpoint in enumerate(guard.endpoints):
         if endpoint.name in embedding_endpoints:
             text = f"embedding.endpoints has {endpoint.name!r} too, and metrics go by the name; take another one"

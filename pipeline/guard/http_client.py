@@ -31,6 +31,7 @@ HEADERS_KEPT = (
 )
 ERROR_BYTES_MAX = 64 * 1024
 """Of an answer that is no 200: enough for its message."""
+MODELS_PATH = "/models"
 _CHUNK_BYTES = 64 * 1024
 _DETAIL_CHARACTERS_MAX = 300
 _KEEP_ALIVE_S = 30.0
@@ -72,10 +73,19 @@ class HttpClient:
 
     async def send_content(self, content: bytes, endpoint: Endpoint, until_s: float) -> RawAnswer:
         """As `send`, for a body that somebody else has written."""
+        return await self._within(until_s, "POST", PATH, content, endpoint)
+
+    async def models(self, endpoint: Endpoint, until_s: float) -> RawAnswer:
+        """What the endpoint lists, which costs nothing: whether it is there, and knows the key and the model."""
+        return await self._within(until_s, "GET", MODELS_PATH, None, endpoint)
+
+    async def _within(
+        self, until_s: float, method: str, path: str, content: bytes | None, endpoint: Endpoint
+    ) -> RawAnswer:
         began_s = self._clock.monotonic_s()
         try:
             async with asyncio.timeout(until_s - began_s):
-                return await self._ask(content, endpoint, began_s)
+                return await self._ask(method, path, content, endpoint, began_s)
         except _FOREIGN as error:
             kind = next(failure for foreign, failure in _KINDS if isinstance(error, foreign))
             detail = "it did not answer in time" if kind == "timeout" else _told(error, endpoint)
@@ -94,9 +104,12 @@ class HttpClient:
     ) -> None:
         await self.close()
 
-    async def _ask(self, content: bytes, endpoint: Endpoint, began_s: float) -> RawAnswer:
-        async with self._open_session().post(
-            endpoint.url + PATH,
+    async def _ask(
+        self, method: str, path: str, content: bytes | None, endpoint: Endpoint, began_s: float
+    ) -> RawAnswer:
+        async with self._open_session().request(
+            method,
+            endpoint.url + path,
             data=content,
             headers=_headers(endpoint),
             allow_redirects=False,
