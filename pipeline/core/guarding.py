@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Iterator, Mapping, Sized
 from decimal import Decimal
 from pathlib import Path
@@ -16,6 +17,8 @@ from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_valid
 from pipeline.core.addresses import is_web_address
 from pipeline.core.section import ConfigPart
 from schemas.yaml_file import Mistake, suggestion
+
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 Constraint = Literal["none", "json_object", "json_object_schema", "json_schema"]
 """json_schema as OpenAI, vLLM and Ollama take it; json_object_schema is llama.cpp's own, with the schema beside it."""
@@ -175,10 +178,17 @@ class EscalationsConfig(ConfigPart):
     that it failed.
     """
 
-    topic: str = Field(default="ctxpipe.escalations", pattern=r"^[A-Za-z0-9._-]{1,249}$")
+    topic: str = "ctxpipe.escalations"
     kept_days: int = Field(default=90, ge=1, le=3650)
     put_timeout_s: float = Field(default=10, gt=0, le=30)
     webhook: WebhookConfig | None = None
+
+    @field_validator("topic")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not _TOPIC.fullmatch(value):
+            raise ValueError(f"{value[:50]!r} is no name of a topic; write letters, digits, dots, _ and -")
+        return value
 
 
 class GuardSection(GuardRoutes):

@@ -90,7 +90,7 @@ def test_all_mistakes_at_once_with_their_lines(tmp_path: Path) -> None:
         "4: guard.endpoints.0: 'model' is missing",
         "4: guard.endpoints.0.modell: unknown key; did you mean model?",
         "4: guard.endpoints.0.url: is no address of an API; write https://host/v1",
-        "6: guard.escalations.topic: string should match pattern '^[A-Za-z0-9._-]{1,249}$'",
+        "6: guard.escalations.topic: 'not a topic' is no name of a topic; write letters, digits, dots, _ and -",
         "7: guard.escalations.webhook.secret: is no key; write whsec_ and 16 bytes in base64, or 16 characters",
         "7: guard.escalations.webhook.url: is no address of a webhook; write https://host/path",
     }
