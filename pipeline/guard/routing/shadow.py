@@ -28,7 +28,7 @@ from pipeline.guard.prices import PriceTable
 from pipeline.guard.routing.config import Candidate
 from pipeline.guard.routing.pairs import Pair, Pairs, Score, key_of, side_of
 from pipeline.guard.secrets import Secrets
-from pipeline.guard.values import Attempt, ModelRequest, Reason, Result, Tokens
+from pipeline.guard.values import Attempt, ModelRequest, RawAnswer, Reason, Result, Tokens
 
 SUFFIX = "/shadow"
 """What its name has in metrics, behind the endpoint's own."""
@@ -74,7 +74,7 @@ class Shadow:
             breaker=guard.breaker,
             budget=BudgetConfig(tenant_cost_per_hour_max=limits),
         )
-        self._asker = Asker(client, Gates(own, prices, clock, chance), clock)
+        self._client, self._gates = client, Gates(own, prices, clock, chance)
         self._waiting: deque[Copy] = deque()
         self._running: set[asyncio.Task[None]] = set()
 
@@ -136,11 +136,11 @@ class Shadow:
         until_s = began_s + min(self._endpoint.timeout_s, request.deadline_s)
         route = Route(primary=self._named.name, repair_turn=copy.repair_turn)
         call = Call(request, route, began_s, until_s)
-        found = await self._asker.ask(call, self._named, "primary", until_s)
-        return self._result(call, found)
+        client = _Keeping(self._client)
+        found = await Asker(client, self._gates, self._clock).ask(call, self._named, "primary", until_s)
+        return self._result(call, found, client.last.body)
 
-    def _result(self, call: Call, found: Answer | Reason) -> Result:
-        """Of an answer that does not hold, `raw` is the text that was refused."""
+    def _result(self, call: Call, found: Answer | Reason, raw: bytes) -> Result:
         attempts = tuple(call.attempts)
         cost, known = _costs(attempts)
         came = Result(
@@ -150,17 +150,16 @@ class Shadow:
             attempts=attempts,
             endpoint=self._named.name,
             model=attempts[-1].model,
+            raw=raw,
             tokens=_tokens(attempts),
             cost=cost,
             cost_known=known,
             took_s=self._clock.monotonic_s() - call.began_s,
         )
         if not isinstance(found, Answer):
-            return replace(came, reason=found, raw=call.last_output.encode(errors="replace"))
+            return replace(came, reason=found)
         judged = found.judgement
-        return replace(
-            came, output=judged.checked.value, rung="primary", raw=found.raw.body, tool_calls=judged.tool_calls
-        )
+        return replace(came, output=judged.checked.value, rung="primary", tool_calls=judged.tool_calls)
 
     def _pair(self, copy: Copy, result: Result) -> Pair:
         active = alone(copy.result, copy.active.name)
@@ -183,6 +182,18 @@ class Shadow:
         if wrong:
             raise CtxpipeError(f"the measure of {copy.request.task} gives {', '.join(wrong)} outside of 0 to 1")
         return scores
+
+
+class _Keeping:
+    """Of one copy: what came last, whether it held or not."""
+
+    def __init__(self, client: ModelClient) -> None:
+        self._client = client
+        self.last = RawAnswer()
+
+    async def send(self, request: ModelRequest, endpoint: Endpoint, until_s: float) -> RawAnswer:
+        self.last = await self._client.send(request, endpoint, until_s)
+        return self.last
 
 
 def alone(result: Result, endpoint: str) -> Result:
