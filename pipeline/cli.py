@@ -17,7 +17,7 @@ from pipeline.core.errors import CtxpipeError
 # Name and one line each, kept here so that --help and completion import none of the modules behind them.
 COMMANDS = MappingProxyType(
     {
-        "up": "Start the local stack: Kafka, Postgres, Redis, and on request Cassandra.",
+        "up": "Start the local stack: Kafka, Postgres, Redis, and on request Cassandra or a model.",
         "down": "End the servers that `up` started.",
         "status": "Show the servers of the local stack.",
         "demo": "See real flights become context bundles, from nothing to verified.",

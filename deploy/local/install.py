@@ -36,7 +36,8 @@ def ensure(servers: Iterable[str], say: Callable[[str], None] = lambda _line: No
     """Make everything the named servers need available, or raise one EnvironmentProblem that names all that is missing.
 
     servers: of "kafka", "postgres", "redis", "cassandra"; "browser" and "prometheus" for the tests of the built-in page
-    and of the alerts. say: gets a line before each step that takes long.
+    and of the alerts; "compiler" builds the server of the local model. say: gets a line before each step that takes
+    long.
     """
     wanted = list(servers)
     missing = _missing(wanted)
@@ -136,9 +137,12 @@ def _needs(server: str) -> list[str]:
         return ["chromium", "chromedriver"]
     if server == "prometheus":
         return ["prometheus", "promtool"]
+    if server == "compiler":
+        return ["g++", "cmake"]
     if not _pom(server).exists():
         raise EnvironmentProblem(
-            f"No local server is called {server!r}; known: kafka, postgres, redis, cassandra, browser, prometheus."
+            f"No local server is called {server!r}; known: kafka, postgres, redis, cassandra, browser, prometheus, "
+            "compiler."
         )
     return ["java" if server == "kafka" else "java 17", "mvn"]
 
@@ -233,6 +237,8 @@ _PROGRAMS = {
         name: Program(name, functools.partial(shutil.which, name), "prometheus", "Prometheus (brew install prometheus)")
         for name in ("prometheus", "promtool")
     },
+    "g++": Program("g++", lambda: shutil.which("g++"), "g++", "a C++ compiler (xcode-select --install)"),
+    "cmake": Program("cmake", lambda: shutil.which("cmake"), "cmake", "CMake (brew install cmake)"),
     "mvn": Program("mvn", lambda: shutil.which("mvn"), "maven", "Maven (brew install maven)"),
 }
 

@@ -6,31 +6,34 @@ cmake and some minutes, once for all checkouts. Any other server of that kind (v
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-import shutil
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from deploy.local.install import cache_dir
+from deploy.local import install as programs
 from deploy.local.processes import HOST, run
 from deploy.local.server import Server
-from pipeline.core.errors import EnvironmentProblem
 
 PACKAGES = ("llama-cpp-python[server]==0.3.36", "gguf==0.19.0", "numpy>=2")
 BUILD_TIMEOUT_S = 3600.0
 PORTABLE = "-DGGML_NATIVE=OFF"
 """Built for any machine of this kind: caches travel between them."""
 CONTEXT_TOKENS = 2048
+TELL_EVERY_S = 30.0
 _PROBE_TIMEOUT_S = 2.0
 _TINY = Path(__file__).with_name("tiny_model.py")
 
 
 def environment_dir() -> Path:
-    return cache_dir() / "model-server-0.3.36"
+    return programs.cache_dir() / "model-server-0.3.36"
 
 
 def installed() -> bool:
@@ -39,21 +42,46 @@ def installed() -> bool:
 
 
 def install(say: Callable[[str], None] = lambda _line: None) -> None:
-    """Builds the server where it is missing. Raises EnvironmentProblem with the end of the build's output."""
+    """Builds the server where it is missing; of two that want it at once, one builds and the other waits for it.
+
+    Raises EnvironmentProblem with the end of the build's output.
+    """
     if installed():
         return
-    missing = [name for name in ("gcc", "cmake") if shutil.which(name) is None]
-    if missing:
-        raise EnvironmentProblem(
-            f"The server of the local model is built from source, and {' and '.join(missing)} is not here. On "
-            "Debian or Ubuntu: apt-get install gcc g++ cmake. Or give the URL of another OpenAI-compatible server."
-        )
+    programs.ensure(["compiler"], say)
     folder = environment_dir()
-    say(f"Building llama.cpp's server (once, some minutes; kept in {folder})")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not installed():
+            say(f"Building llama.cpp's server (once, some minutes; kept in {folder})")
+            with _telling(say):
+                _build(folder)
+
+
+def _build(folder: Path) -> None:
     run([sys.executable, "-m", "venv", "--clear", str(folder)], "venv", timeout_s=BUILD_TIMEOUT_S)
     pip = ["env", f"CMAKE_ARGS={PORTABLE}", str(folder / "bin" / "pip"), "install", "--quiet", *PACKAGES]
     run(pip, "the build of llama-cpp-python", timeout_s=BUILD_TIMEOUT_S)
     (folder / "complete").touch()
+
+
+@contextmanager
+def _telling(say: Callable[[str], None]) -> Iterator[None]:
+    """A line now and then, so that nobody takes the build for hanging."""
+    began_s, over = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        while not over.wait(TELL_EVERY_S):
+            say(f"Building llama.cpp's server, {time.monotonic() - began_s:.0f} s so far")
+
+    thread = threading.Thread(target=tell, name="build-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 class ModelServer(Server):

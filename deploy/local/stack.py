@@ -18,9 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from deploy.local import install
+from deploy.local import install, model_server
 from deploy.local.cassandra import CassandraServer
 from deploy.local.kafka import KafkaServer
+from deploy.local.model_server import ModelServer
 from deploy.local.postgres import PostgresServer
 from deploy.local.processes import choose_port
 from deploy.local.redis import RedisServer
@@ -30,18 +31,20 @@ from pipeline.core.errors import ConfigError, EnvironmentProblem
 STATE_VERSION = 1
 DEFAULT_ROOT = Path(".ctxpipe") / "local"
 ALWAYS = ("kafka", "postgres", "redis")
-ON_REQUEST = ("cassandra",)
+ON_REQUEST = ("cassandra", "llm")
 PREFERRED_PORTS: Mapping[str, Mapping[str, int]] = {
     "kafka": {"port": 19092, "controller_port": 19093},
     "postgres": {"port": 15432},
     "redis": {"port": 16379},
     "cassandra": {"port": 19042, "storage_port": 17000},
+    "llm": {"port": 18081},
 }
 CLASSES: Mapping[str, type[Server]] = {
     "kafka": KafkaServer,
     "postgres": PostgresServer,
     "redis": RedisServer,
     "cassandra": CassandraServer,
+    "llm": ModelServer,
 }
 Say = Callable[[str], None]
 
@@ -83,7 +86,9 @@ class Stack:
         """
         wanted = [*ALWAYS, *_checked(with_, ON_REQUEST)]
         _checked(ports or {}, CLASSES)
-        install.ensure(wanted, say)
+        install.ensure([name for name in wanted if name != ModelServer.kind], say)
+        if ModelServer.kind in wanted:
+            model_server.install(say)
         with self._locked():
             if fresh:
                 self._end(say)

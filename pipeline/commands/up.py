@@ -12,7 +12,11 @@ from pipeline.core.errors import ConfigError
 
 @click.command("up")
 @click.option(
-    "--with", "extra", multiple=True, type=click.Choice(["cassandra"]), help="A server beyond the usual three."
+    "--with",
+    "extra",
+    multiple=True,
+    type=click.Choice(["cassandra", "llm"]),
+    help="A server beyond the usual three; llm is a tiny quantised model behind llama.cpp's server.",
 )
 @click.option("--fresh", is_flag=True, help="Empty the data of all servers first.")
 @click.option("--port", "ports", multiple=True, metavar="SERVER=PORT", help="A wanted port, such as kafka=9092.")
@@ -22,6 +26,9 @@ def command(extra: tuple[str, ...], fresh: bool, ports: tuple[str, ...], directo
 
     What already runs is left alone. Missing programs are installed when run as root on Debian; elsewhere one message
     says what is missing. The servers go on running until `ctxpipe down`.
+
+    `--with llm` builds llama.cpp's server the first time, which takes minutes. An endpoint of `guard:` with `model:
+    tiny` finds it without a url.
     """
     from deploy.local.stack import Stack
 
