@@ -11,10 +11,10 @@ from typing import Literal
 
 from pipeline.evaluation.statistics.bootstrap import GROUPS_MIN
 from pipeline.evaluation.statistics.exact import holm, sign_flip
-from pipeline.evaluation.statistics.judging import ALPHA, SEED, Judged, Method, judge, method_of
+from pipeline.evaluation.statistics.judging import ALPHA, SEED, Judged, Method, judge, method_of, two_sided
 from pipeline.evaluation.statistics.limits import AskedLimit, limits_kept
 from pipeline.evaluation.statistics.matching import UNPAIRED_SHARE_MAX, Both, CompareError, matched, metric_values, some
-from pipeline.evaluation.statistics.pairs import Pairs, paired
+from pipeline.evaluation.statistics.pairs import Groups, Pairs, paired
 from pipeline.evaluation.statistics.planning import Assumed, smallest_effect
 from pipeline.evaluation.statistics.sequence import Verdict
 from pipeline.evaluation.values import CaseResult
@@ -25,12 +25,15 @@ _POINTS = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
-    """A kind of cases on its own, in points. `p_worse` is Holm's, over all kinds; `worse`: at 5%."""
+    """A kind of cases on its own, in points. `low`, `high`: the two-sided 95%; None with too few groups. `p_worse` is
+    Holm's, over all kinds; `worse`: at 5%."""
 
     kind: str
     pairs: int
     groups: int
     difference: float
+    low: float | None
+    high: float | None
     p_worse: float
     worse: bool
 
@@ -96,12 +99,14 @@ def compare_paired(
     limits: Sequence[AskedLimit] = (),
     method: Method | Literal["auto"] = "auto",
     group: Callable[[CaseResult], str] | None = None,
-    planned: Assumed | None = None,
+    worth_points: float | None = None,
+    arriving: int | None = None,
     unpaired_share_max: float = UNPAIRED_SHARE_MAX,
 ) -> Comparison:
     """Whether `candidate` is better than `active` by `metric`: `passed`, `score`, another measure between 0 and 1 where
     more is better, or `check:NAME`, the mean score of checks of that name. `group`: what is drawn, the results' own
-    where None. `planned`: its effect is the smallest gain that counts.
+    where None. `worth_points`: the smallest gain that counts. `arriving`: of sequences whose
+    pairs are still coming, in the order of ids: so many pairs of a group count.
 
     Raises CompareError with all that is wrong with the two runs: ids twice, other cases, values that are no numbers.
     """
@@ -112,7 +117,7 @@ def compare_paired(
     pairs = paired([one for one, _ in values], [two for _, two in values], groups)
     claim = claim_points / _POINTS
     chosen = _method(pairs, claim, method)
-    judged = judge(pairs, claim, chosen, worth=planned.effect if planned else None)
+    judged = judge(pairs, claim, chosen, worth=_share(worth_points), arriving=arriving)
     kept, broken, notes = limits_kept(both, groups, limits)
     why = _why(judged, pairs, claim_points, metric, kept)
     grouped = pairs.grouped()
@@ -210,16 +215,20 @@ def _slices(both: Sequence[Both], pairs: Pairs) -> tuple[Slice, ...]:
         groups = part.grouped()
         found.append((kind, groups, sign_flip(groups.negative(), SEED)))
     adjusted = holm([p for _, _, p in found])
-    return tuple(
-        Slice(
-            kind=kind,
-            pairs=groups.pairs,
-            groups=len(groups.names),
-            difference=_POINTS * groups.mean,
-            p_worse=p,
-            worse=p <= ALPHA,
-        )
-        for (kind, groups, _), p in zip(found, adjusted, strict=True)
+    return tuple(_slice(kind, groups, p) for (kind, groups, _), p in zip(found, adjusted, strict=True))
+
+
+def _slice(kind: str, groups: Groups, p_worse: float) -> Slice:
+    low, high = two_sided(groups)
+    return Slice(
+        kind=kind,
+        pairs=groups.pairs,
+        groups=len(groups.names),
+        difference=_POINTS * groups.mean,
+        low=None if low is None else _POINTS * low,
+        high=None if high is None else _POINTS * high,
+        p_worse=p_worse,
+        worse=p_worse <= ALPHA,
     )
 
 
@@ -249,6 +258,10 @@ def _shown(judged: Judged, pairs: Pairs, claim: float) -> float | None:
         return None
     found = smallest_effect(assumed, len(pairs.groups))
     return None if found is None else _POINTS * found
+
+
+def _share(points: float | None) -> float | None:
+    return None if points is None else points / _POINTS
 
 
 def claim_text(claim_points: float) -> str:

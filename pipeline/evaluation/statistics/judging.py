@@ -22,13 +22,14 @@ from typing import Literal
 import numpy as np
 
 from pipeline.evaluation.statistics import bootstrap
-from pipeline.evaluation.statistics.bootstrap import FEW, GROUPS_MIN, rare_upper, studentised
+from pipeline.evaluation.statistics.bootstrap import FEW, GROUPS_MIN, Studentised, rare_upper, studentised
 from pipeline.evaluation.statistics.exact import mcnemar, sign_flip
 from pipeline.evaluation.statistics.pairs import Groups, Pairs
-from pipeline.evaluation.statistics.sequence import Verdict, watch
+from pipeline.evaluation.statistics.sequence import Look, Verdict, Watch, watch
 
 ALPHA = 0.05
 SEED = 8
+SLICE_RESAMPLES = 1_999
 Method = Literal["mcnemar", "sign_flip", "bootstrap", "sequence"]
 
 
@@ -63,19 +64,25 @@ def method_of(pairs: Pairs, groups: Groups, claim: float) -> Method:
 
 
 def judge(
-    pairs: Pairs, claim: float, method: Method, *, worth: float | None = None, resamples: int = bootstrap.RESAMPLES
+    pairs: Pairs,
+    claim: float,
+    method: Method,
+    *,
+    worth: float | None = None,
+    arriving: int | None = None,
+    resamples: int = bootstrap.RESAMPLES,
 ) -> Judged:
     """`claim` as a share. `worth`: the smallest gain that would be worth a change; where even the upper bound is below
-    it, the answer is "not_better" also for the claim "better"."""
+    it, the answer is "not_better" to the claim "better" as well. `arriving`, for sequences: pairs stand in the order in
+    which they came and more will come, so many of a group count; None: these are all, taken in an order by chance."""
     groups = pairs.grouped()
     drawn = studentised(groups, SEED, resamples) if len(groups.names) > 1 else None
-    low, high = _bounds(groups, drawn)
+    low, high = _bounds(groups, drawn, ALPHA, ALPHA / 2)
     p_value = _p_value(pairs, groups, claim, method, drawn)
     p_worse = sign_flip(groups.negative(), SEED)
     verdict: Verdict = "inconclusive"
     if method == "sequence":
-        most = int(groups.counts.max())
-        look = watch(in_chance_order(pairs), claim, alpha=ALPHA, group_pairs_max=most)
+        look = _watched(pairs, claim, arriving)
         low, high, p_value, verdict = look.low, look.high, look.p_value, look.verdict
     elif len(groups.names) >= GROUPS_MIN:
         verdict = _verdict(claim, low, high, p_value, worth)
@@ -99,9 +106,16 @@ def bounded(pairs: Pairs, resamples: int = bootstrap.RESAMPLES) -> Bounded:
     if len(groups.names) < GROUPS_MIN:
         return Bounded(groups.mean, None)
     bound = studentised(groups, SEED, resamples).upper(ALPHA)
-    if pairs.binary:
+    if pairs.binary and _few(groups):
         bound = max(bound, _rare(groups, ALPHA))
     return Bounded(groups.mean, bound if math.isfinite(bound) else None)
+
+
+def two_sided(groups: Groups) -> tuple[float | None, float | None]:
+    """The 95% interval of the mean difference; None where there are too few groups for one."""
+    if len(groups.names) < GROUPS_MIN:
+        return None, None
+    return _bounds(groups, studentised(groups, SEED, SLICE_RESAMPLES), ALPHA / 2, ALPHA / 2)
 
 
 def in_chance_order(pairs: Pairs) -> Sequence[tuple[str, float]]:
@@ -111,30 +125,37 @@ def in_chance_order(pairs: Pairs) -> Sequence[tuple[str, float]]:
     return [(name, float(value)) for name, value in sorted(found, key=lambda one: hashes[one[0]])]
 
 
-def _bounds(groups: Groups, drawn: bootstrap.Studentised | None) -> tuple[float, float]:
+def _watched(pairs: Pairs, claim: float, arriving: int | None) -> Look:
+    """Later looks at more pairs only go on where this one ends: so order and size of groups must not depend on them."""
+    if arriving is None:
+        most = int(pairs.grouped().counts.max())
+        return watch(in_chance_order(pairs), claim, alpha=ALPHA, group_pairs_max=most)
+    found = Watch(claim, alpha=ALPHA, group_pairs_max=arriving)
+    for name, value in zip(pairs.groups, pairs.differences, strict=True):
+        found.add(name, float(value))
+    return found.look()
+
+
+def _bounds(groups: Groups, drawn: Studentised | None, alpha_low: float, alpha_high: float) -> tuple[float, float]:
     """Within -1 … 1, and never narrower than what so few groups that differ allow."""
     if drawn is None or len(groups.names) < GROUPS_MIN:
         return -1.0, 1.0
-    low = min(drawn.lower(ALPHA), _rare_low(groups))
-    high = max(drawn.upper(ALPHA / 2), _rare(groups, ALPHA / 2))
+    low, high = drawn.lower(alpha_low), drawn.upper(alpha_high)
+    if _few(groups):
+        low, high = min(low, -_rare(groups.negative(), alpha_low)), max(high, _rare(groups, alpha_high))
     return max(-1.0, low), min(1.0, high)
 
 
 def _rare(groups: Groups, alpha: float) -> float:
-    events = int((groups.sums > 0).sum())
-    return rare_upper(events, len(groups.names), alpha) if _few(groups) else -1.0
-
-
-def _rare_low(groups: Groups) -> float:
-    events = int((groups.sums < 0).sum())
-    return -rare_upper(events, len(groups.names), ALPHA) if _few(groups) else 1.0
+    """The most that the share of groups with a gain may be."""
+    return rare_upper(int((groups.sums > 0).sum()), len(groups.names), alpha)
 
 
 def _few(groups: Groups) -> bool:
     return int((groups.sums != 0).sum()) < FEW
 
 
-def _p_value(pairs: Pairs, groups: Groups, claim: float, method: Method, drawn: bootstrap.Studentised | None) -> float:
+def _p_value(pairs: Pairs, groups: Groups, claim: float, method: Method, drawn: Studentised | None) -> float:
     if method == "mcnemar":
         return mcnemar(int((pairs.differences > 0).sum()), int((pairs.differences < 0).sum()))
     if method == "sign_flip":
@@ -145,5 +166,5 @@ def _p_value(pairs: Pairs, groups: Groups, claim: float, method: Method, drawn: 
 def _verdict(claim: float, low: float, high: float, p_value: float, worth: float | None) -> Verdict:
     if p_value <= ALPHA and low > claim:
         return "better"
-    beyond = high <= claim or (worth is not None and high < worth)
+    beyond = high <= claim or (claim == 0 and worth is not None and high < worth)
     return "not_better" if beyond else "inconclusive"

@@ -18,6 +18,7 @@ from pipeline.evaluation.statistics.sequence import STAKES
 
 PAIRS_MAX = 200_000
 _SPREAD = 8
+_SHARED_BY = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,13 +168,13 @@ def _deviation(assumed: Assumed) -> float:
 
 
 def _watched(assumed: Assumed) -> int | None:
-    """Capital of the best stake grows by its expected logarithm with each group; 7 stakes share what 20 for 1 needs."""
+    """Capital of the best stake grows by its expected logarithm with each group; those beside it win nearly as much."""
     size, gain = assumed.group_size, assumed.effect - assumed.claim
     deviation = _deviation(assumed) * math.sqrt(assumed.design_effect / size)
     best = max(float(stake * gain - stake**2 * (deviation**2 + gain**2) / 2) for stake in STAKES)
     if best <= 0:
         return None
-    return math.ceil(math.log(len(STAKES) / assumed.alpha) / best * size)
+    return math.ceil(math.log(_SHARED_BY / assumed.alpha) / best * size)
 
 
 def _with_effect(assumed: Assumed, effect: float) -> Assumed:
