@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,11 @@ async def test_what_is_no_search_is_the_suites_mistake(suite: SmallSuite, asked:
     with pytest.raises(WorldError) as error:
         await hits(suite, **asked)
     assert told in str(error.value)
+
+
+async def test_a_package_that_is_missing_is_told_with_its_command(
+    suite: SmallSuite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tantivy", None)
+    with pytest.raises(WorldError, match=r"pip install 'ctxpipe\[search\]'"):
+        await hits(suite, text="hat")

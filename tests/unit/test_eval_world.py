@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from pipeline.client import BadRequest, DeadlineExceeded, NotOffered, Unavailable, UnknownContext
+from pipeline.client import BadRequest, DeadlineExceeded, Unavailable, UnknownContext
 from pipeline.core.clock import SystemClock
 from pipeline.evaluation.values import Step
 from pipeline.evaluation.world import WorldError, forget, open_world
+from pipeline.lookup.http import make_app
 from tests.support.eval_world import SmallSuite, case, order_log, small_suite
 
 ANN = {"id": 7, "name": "Ann"}
@@ -159,7 +161,7 @@ async def test_mistakes_of_the_flow_are_errors_as_in_production(suite: SmallSuit
             await world.client.get("order", "1", fields=["notes"])
         with pytest.raises(BadRequest, match="declares no embedding"):
             await world.client.search("order", "x")
-        with pytest.raises(NotOffered):
+        with pytest.raises(BadRequest, match="no bundle id"):
             await world.client.by_id("order", "abc")
     assert [(one.what, one.asked.get("key"), one.came["error"]) for one in told] == [
         ("context", "1", "UnknownContext"),
@@ -168,6 +170,43 @@ async def test_mistakes_of_the_flow_are_errors_as_in_production(suite: SmallSuit
         ("context", "1|2", "MalformedKey"),
         ("context", "1", "BadOptions"),
         ("search", None, "BadSearch"),
+    ]
+
+
+async def test_an_id_leads_back_to_what_was_answered(tmp_path: Path) -> None:
+    forget()
+    suite = small_suite(tmp_path, history={"retention_s": 60})
+    suite.write("bundles/fixed.jsonl", FIXED)
+    async with open_world(suite, fixed(), SystemClock(), lambda step: None) as world:
+        bundle = await world.client.get("order", "1", fields=["note", "customer.name"])
+        assert bundle.id is not None
+        past = await world.client.by_id("order", bundle.id)
+        assert past is not None and past.data == {"note": "n", "customer": {"name": "Ann"}}
+        assert past.raw == bundle.raw
+
+
+async def test_the_same_world_is_served_over_http(suite: SmallSuite) -> None:
+    """For flows in other languages: the production interface on the case's service, told and narrowed all the same."""
+    told: list[Step] = []
+    async with open_world(suite, fixed(tenant="acme"), SystemClock(), told.append) as world:
+        app = make_app(world.service, world.searches)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://world") as client:
+            one = await client.get("/v1/contexts/order/1")
+            hidden = await client.get("/v1/contexts/product/p2")
+            both = await client.post("/v1/contexts/product:batchGet", json={"keys": ["p1", "p2"]})
+            found = await client.post("/v1/contexts/product:search", json={"text": "hat boots"})
+            unknown = await client.get("/v1/contexts/oder/1")
+        assert one.json()["bundle"] == ONE and hidden.status_code == 404
+        assert [answer["status"] for answer in both.json()["answers"]] == ["fresh", "missing"]
+        assert [hit["key"] for hit in found.json()["hits"]] == ["p1"] and unknown.status_code == 404
+        assert list(world.seen) == ["order/1", "product/p1"]
+    asked = [(step.what, step.name, step.asked.get("key"), step.came["status"]) for step in told]
+    assert asked == [
+        ("context", "order", "1", "fresh"),
+        ("context", "product", "p2", "missing"),
+        ("context", "product", "p1", "fresh"),
+        ("context", "product", "p2", "missing"),
+        ("search", "product", None, "answered"),
     ]
 
 

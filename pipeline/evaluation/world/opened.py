@@ -11,19 +11,21 @@ import msgspec
 
 from pipeline.client.asynchronous import AsyncClient
 from pipeline.client.bundle import Bundle
-from pipeline.client.errors import BadRequest, NotOffered
+from pipeline.client.errors import BadRequest
 from pipeline.client.errors import NotAllowed as NotAllowedByClient
 from pipeline.client.from_redis import client_error, context_info
 from pipeline.client.results import ContextInfo, PastBundle
 from pipeline.client.results import Found as FoundByClient
-from pipeline.client.wire import read_found
+from pipeline.client.wire import read_found, read_past
 from pipeline.core.clock import Clock
 from pipeline.core.errors import CtxpipeError
 from pipeline.evaluation.values import Case, Step
-from pipeline.evaluation.world.corpus import Corpora
 from pipeline.evaluation.world.filled import Filled, SuiteFiles, fill
+from pipeline.evaluation.world.spaces import Corpora
 from pipeline.evaluation.world.store import Store, served_context
 from pipeline.evaluation.world.watched import Teller, WatchedLookups, WatchedSearches
+from pipeline.guard.errors import HarnessError
+from pipeline.lookup.history import History, NotKept
 from pipeline.lookup.narrowing import NotAllowed
 from pipeline.lookup.options import LookupOptions
 from pipeline.lookup.principal import BUNDLES, SEARCH, Principal
@@ -68,15 +70,16 @@ async def open_world(
     corpora.serve(contexts)
     untold = LookupService(contexts, clock)
     searches = WatchedSearches(untold, corpora, clock, teller, principal, search_budget_ms)
-    async with AsyncClient("", mode=_WorldMode(service, searches)) as client:
+    async with AsyncClient("", mode=_WorldMode(service, searches, principal)) as client:
         yield World(client, service, searches, filled, teller.seen)
 
 
 class _WorldMode:
     """See Mode and Searching of pipeline.client: as over HTTP and straight from Redis, with the same errors."""
 
-    def __init__(self, service: LookupService, searches: WatchedSearches) -> None:
-        self._service, self._searches = service, searches
+    def __init__(self, service: LookupService, searches: WatchedSearches, principal: Principal | None) -> None:
+        self._service, self._searches, self._principal = service, searches, principal
+        self._history = History(service)
 
     async def get(self, context: str, key: str, options: LookupOptions) -> Bundle:
         try:
@@ -94,6 +97,8 @@ class _WorldMode:
         asked = question if budget_ms is None else {**question, "budget_ms": budget_ms}
         try:
             answer = await self._searches.search(context, read_request(msgspec.json.encode(asked)))
+        except HarnessError:
+            raise
         except BadSearch as error:
             raise BadRequest(error.mistakes) from error
         except (SpaceMismatch, UnknownBundle) as error:
@@ -108,7 +113,12 @@ class _WorldMode:
         return [await context_info(served) for served in self._service.versions]
 
     async def by_id(self, context: str, bundle_id: str) -> PastBundle | None:
-        raise NotOffered("the world of a case keeps no history: bundles there have no past")
+        try:
+            return read_past((await self._history.find(context, bundle_id, self._principal)).past.to_json())
+        except NotKept:
+            return None
+        except CtxpipeError as error:
+            raise client_error(error) from error
 
     async def close(self) -> None:
         """Holds nothing open."""

@@ -24,7 +24,7 @@ from pipeline.stores.redis_bundles import RedisBundles
 from pipeline.stores.redis_client import mapped
 from pipeline.stores.spaces import VectorState
 from pipeline.stores.store import AppliedPosition, Fetched, Partition
-from schemas.bundle import ROOT_UNIT, UnitKey
+from schemas.bundle import ROOT_UNIT, Stored, UnitKey
 from schemas.event import version_of
 
 LAST_KNOWN_AGE_S_MAX = 86_400
@@ -33,7 +33,7 @@ _UNIT_ENDS = "\x00"
 
 
 class Store:
-    """One context's. Fulfils BundleReader; `bundles` is what NearReader takes for RedisBundles."""
+    """One context's. Fulfils BundleReader and HistoryReader, and is what NearReader takes for RedisBundles."""
 
     def __init__(self, filled: Filled, conditions: Conditions, clock: Clock) -> None:
         self.filled, self._conditions, self._clock = filled, conditions, clock
@@ -92,6 +92,15 @@ class Store:
             meta = None if stored is None else stored.meta
             found.append(None if stored is None or meta is None else _current(stored.counter, meta.hash))
         return found
+
+    async def read_at(self, places: Sequence[tuple[UnitKey, int]]) -> list[Stored | None]:
+        """See HistoryReader: what lies here now is all that there ever was."""
+        await self._reached()
+        found = [self.filled.values.get(key) for key, _ in places]
+        return [
+            stored if stored is not None and stored.counter == counter and not stored.deleted else None
+            for stored, (_, counter) in zip(found, places, strict=True)
+        ]
 
     def positions(self) -> dict[Partition, AppliedPosition]:
         """Of every topic that the context reads: all that its source committed up to so long ago has been applied."""

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from pipeline.core.clock import Clock
-from pipeline.core.errors import CtxpipeError
+from pipeline.core.errors import CtxpipeError, Poison
 from pipeline.evaluation.values import Step
 from pipeline.lookup.answer import Answer
 from pipeline.lookup.options import NO_OPTIONS, LookupOptions
@@ -75,7 +75,7 @@ class Teller:
             place = f"{name}#{number}"
         if place not in self._bytes:
             self._bytes[place] = answer.bundle
-            self.seen[place] = decode_bundle(answer.bundle)
+            self.seen[place] = _decoded(answer.bundle)
 
     def _tell(self, what: Any, name: str, asked: Mapping[str, Any], came: Mapping[str, Any], started_s: float) -> None:
         at_ms = round((started_s - self._began_s) * 1000, 3)
@@ -180,6 +180,13 @@ class WatchedSearches(SearchService):
             raise
         self._teller.searched(asked, answer, started_s)
         return answer
+
+
+def _decoded(bundle: bytes) -> Any:
+    try:
+        return decode_bundle(bundle)
+    except Poison:
+        return bundle.decode("utf-8", "replace")  # the flow was given the bytes, whatever it makes of them
 
 
 def _asked(options: LookupOptions) -> dict[str, Any]:
