@@ -141,7 +141,7 @@ def plan_of(suite: SuiteFiles, context: str) -> Plan:
     if context not in plans:
         spec = suite.specs[context]
         counts = spec.text is not None and spec.text.tokenizer == WORDS
-        plans[context] = compile_plan(spec, mask_secret=MASK_SECRET, count=_count if counts else None)
+        plans[context] = compile_plan(spec, mask_secret=MASK_SECRET, count=count_tokens if counts else None)
     return plans[context]
 
 
@@ -176,7 +176,3 @@ def _from_bundles(suite: SuiteFiles, name: str) -> dict[str, Filled]:
     plans = {context: plan_of(suite, context) for context in suite.specs}
     fixed = stored_bundles(lines, name, plans)
     return {context: Filled(plans[context], one.values, {}, one.lag_us) for context, one in fixed.items()}
-
-
-def _count(text: str) -> int:
-    return count_tokens(text)
