@@ -1,8 +1,8 @@
 """The flow under test: context inside a budget → prompt → guarded model → checked answer → action, or a person.
 
-`handle` takes {"ask": "gate", "flight_id", "passengers", "others"}, {"ask": "film", "film_id", "about", "question"} or
-{"ask": "desk", "message"}, each with `deadline_ms`, and gives a decision that says who made it and what it rests on. It
-raises nothing that contexts, models or tools could cause.
+`handle` takes {"ask": "gate", "flight_id", "passengers", "others"}, {"ask": "film", "film_id", "about", "question"} (or
+"find", words to find the film by, in place of its id) or {"ask": "desk", "message"}, each with `deadline_ms`, and gives
+a decision that says who made it and what it rests on. It raises nothing that contexts, models or tools could cause.
 """
 
 from __future__ import annotations
@@ -141,7 +141,13 @@ async def _ask_staff(
     """The end of every way that has no answer: a person is told, once."""
     if answered is None or answered.by != "escalated":
         await given.tools.call("ask_staff", {"flight_id": case["flight_id"], "why": why})
-    output = {"decision": "ask_staff", "minutes": None, "flight_id": None, "message": why, "citations": []}
+    output: dict[str, Any] = {
+        "decision": "ask_staff",
+        "minutes": None,
+        "flight_id": None,
+        "message": why,
+        "citations": [],
+    }
     return _told(seen, answered, output)
 
 
@@ -167,9 +173,10 @@ async def with_others(case: Mapping[str, Any], given: Given, seen: Seen) -> Seen
 
 
 async def _film(case: Mapping[str, Any], given: Given, ends_s: float) -> dict[str, Any]:
-    key = f"film/{case['film_id']}"
     nothing = {"known": False, "answer": "", "number": None, "citations": []}
-    seen = await look_up(given, "film", str(case["film_id"]), None)
+    film_id = await find_film(case, given)
+    key = f"film/{film_id}"
+    seen = await look_up(given, "film", film_id, None) if film_id else Seen({}, problem="no film like that was found")
     if seen.problem:
         return _told(seen, None, {**nothing, "why": seen.problem})
     task = Task(
@@ -185,6 +192,17 @@ async def _film(case: Mapping[str, Any], given: Given, ends_s: float) -> dict[st
     if answered.output is None:
         return _told(seen, answered, {**nothing, "why": answered.why})
     return _told(seen, answered, {**answered.output.model_dump(mode="json"), "why": ""})
+
+
+async def find_film(case: Mapping[str, Any], given: Given) -> str:
+    """Its key; "" where nothing was found."""
+    if "film_id" in case:
+        return str(case["film_id"])
+    try:
+        found = await given.context.search("film", case["find"], k=3, bundles=False, budget_ms=CONTEXT_BUDGET_MS)
+    except ClientError:
+        return ""
+    return found.hits[0].key if found.hits else ""
 
 
 async def _desk(case: Mapping[str, Any], given: Given, ends_s: float) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from tests.evals.generate import departures
 from tests.evals.generate.asking import (
     BUNDLES,
+    QUESTIONS,
     TOLD,
     asked_staff,
     fetched,
@@ -41,12 +42,13 @@ def cases() -> Iterator[CaseLine]:
     yield from _gate("late-others", departures.with_late_others(), "nobody is moved to a flight that is late itself")
     yield from _stale()
     yield from _films()
+    yield from _found()
     yield from _not_theirs()
     yield from _desks()
 
 
 def _gate(name: str, found: tuple[Departure, ...], why: str) -> Iterator[CaseLine]:
-    for departure in found[:26]:
+    for departure in found:
         yield case(
             f"trace/{name}/{departure.key}",
             "trace",
@@ -102,6 +104,28 @@ def _films() -> Iterator[CaseLine]:
             ],
             context=BUNDLES,
             input=film_asks(film, about),
+        )
+
+
+def _found() -> Iterator[CaseLine]:
+    """By words; the film is among the forty of the world."""
+    named = [film for film in departures.asked_films() if len(film.omdb["title"]) >= 14][:10]
+    for film in named:
+        newest = departures.film_bundles()[str(film.key)]["same_director"][0]
+        asked = {"ask": "film", "find": film.omdb["title"], "about": "year", "question": QUESTIONS["year"]}
+        yield case(
+            f"trace/find/{film.key}",
+            "trace",
+            "who does not know a film's number finds it by its name, and is answered about that one",
+            f"film-{film.key}",
+            [
+                check("context_fetched", ["film", {"context": "film", "key": str(film.key), "status": "fresh"}]),
+                *film_checks(film, "year", newest),
+                check("rung", "primary"),
+                ONE_MODEL,
+            ],
+            context=BUNDLES,
+            input=asked,
         )
 
 
