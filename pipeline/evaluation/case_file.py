@@ -91,7 +91,12 @@ def _read(line: str, place: str, mistakes: list[str]) -> CaseLine | None:
         case = Case.model_validate_json(line, strict=True)
     except ValidationError as error:
         name = f"case {value['id']!r}: " if isinstance(value.get("id"), str) else ""
-        for mistake in mistakes_of(error, Case, {}):
+        found = mistakes_of(error, Case, {})
+        for mistake in found:
+            if mistake.location == ("expect",) and any(
+                "expect" in one.location[:1] and len(one.location) > 1 for one in found
+            ):
+                continue  # it is empty only because what stands in it is wrong
             where = ".".join(map(str, mistake.location))
             text = _ID_RULE if where == "id" and isinstance(value["id"], str) else mistake.text
             mistakes.append(f"{place}: {name}{where}{': ' if where else ''}{text}")

@@ -6,6 +6,7 @@ Nothing runs here but imports of the flow's modules, so that a name that leads n
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,6 +38,7 @@ GUARD, ROUTING = "guard.yaml", "routing.yaml"
 FLOWLESS = ("replay", "retrieval")
 """Kinds that the pipeline alone answers."""
 _SCHEMA_BYTES_MAX = 1_000_000
+_PLACE = re.compile(r"(.+?):(\d+): ")
 _NO_FIXTURES = (".py", ".pyc", ".md")
 
 
@@ -142,6 +144,7 @@ class _Reader:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._mistakes: list[str] = []
+        self._guard_broken = False
         self.schemas: dict[str, Any] = {}
         self.specs: dict[str, ContextSpec] = {}
 
@@ -152,8 +155,7 @@ class _Reader:
         self.schemas = self._schemas(manifest, document)
         guard = self._guard(manifest, document)
         case_files = self._matching(manifest.cases, document, "cases")
-        lines = read_cases(case_files, self._mistakes)
-        self._check_cases(lines, manifest, guard)
+        lines = self._cases(case_files, manifest, guard)
         self._check_counts(lines, manifest, document)
         self._check_flow(manifest, document)
         fixtures = self._fixtures(manifest, document, case_files, [line.case for line in lines])
@@ -255,20 +257,27 @@ class _Reader:
         told = path_mistake(self._folder, relative)
         if told:
             self._tell(document, ("guard",), told)
+            self._guard_broken = True
             return None
         try:
             guard_document = self._yaml(self._folder / relative)
             return _validated(GuardConfig, guard_document)
         except SuiteError as error:
             self._mistakes += error.mistakes
+            self._guard_broken = True
             return None
 
-    def _check_cases(self, lines: list[CaseLine], manifest: Manifest, guard: GuardConfig | None) -> None:
+    def _cases(self, files: list[Path], manifest: Manifest, guard: GuardConfig | None) -> list[CaseLine]:
+        mistakes: list[str] = []
+        lines = read_cases(files, mistakes)
         for line in lines:
             told = [*expectation_mistakes(line.case, self), *_shape_mistakes(line.case, manifest)]
-            told += _condition_mistakes(line.case, guard, self._folder)
+            if not self._guard_broken:
+                told += _condition_mistakes(line.case, guard, self._folder)
             told += [found for one in _files_of(line.case) if (found := path_mistake(self._folder, one))]
-            self._mistakes += [f"{line.place}: case {line.case.id!r}: {one}" for one in told]
+            mistakes += [f"{line.place}: case {line.case.id!r}: {one}" for one in told]
+        self._mistakes += sorted(mistakes, key=_file_and_line)
+        return lines
 
     def _check_counts(self, lines: list[CaseLine], manifest: Manifest, document: Document) -> None:
         if not lines and not self._mistakes:
@@ -324,6 +333,12 @@ def _validated(model: type[GuardConfig], document: Document) -> GuardConfig:
         return model.model_validate(document.data)
     except ValidationError as error:
         raise SuiteError(document.sentences(mistakes_of(error, model, {}))) from None
+
+
+def _file_and_line(mistake: str) -> tuple[str, int]:
+    """Most begin with file:line."""
+    found = _PLACE.match(mistake)
+    return (found[1], int(found[2])) if found else (mistake, 0)
 
 
 def _with_primary(route: Route, endpoint: str) -> Route:
