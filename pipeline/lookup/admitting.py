@@ -13,6 +13,7 @@ from starlette.responses import Response
 from pipeline.core import metrics
 from pipeline.core.errors import Retryable
 from pipeline.lookup.admission import Admission, Refusal, Ticket
+from pipeline.lookup.at_once import Told
 
 
 class Shed(Retryable):
@@ -25,10 +26,17 @@ class Shed(Retryable):
 
 def admitted(admission: Admission, tenant: str | None, left_ms: float, keys: int = 1) -> Ticket:
     """Raises Shed."""
+    found = admit(admission, tenant, left_ms, keys)
+    if isinstance(found, Refusal):
+        raise Shed(found)
+    return found
+
+
+def admit(admission: Admission, tenant: str | None, left_ms: float, keys: int = 1) -> Ticket | Refusal:
+    """As Admission's, counted."""
     found = admission.admit(tenant, left_ms, keys)
     if isinstance(found, Refusal):
         metrics.lookup_shed.labels(found.reason).inc()
-        raise Shed(found)
     return found
 
 
@@ -50,17 +58,21 @@ def admission_of(
 
 
 async def shed_problem(request: Request | None, error: Exception) -> Response:
-    """As little work as can be: it is done when there is too much."""
     assert isinstance(error, Shed)
-    return Response(_BODIES[error.refusal.reason], 503, _headers(error.refusal))
+    status, headers, body = shed_answer(error.refusal)
+    response = Response(body, status)
+    response.raw_headers = headers
+    return response
 
 
-def _headers(refusal: Refusal) -> dict[str, str]:
-    return {
-        "content-type": "application/problem+json",
-        "cache-control": "no-store",
-        "retry-after": str(max(1, math.ceil(refusal.retry_after_s))),
-    }
+def shed_answer(refusal: Refusal) -> Told:
+    """As little work as can be: it is done when there is too much."""
+    after, body = b"%d" % max(1, math.ceil(refusal.retry_after_s)), _BODIES[refusal.reason]
+    return 503, [_PROBLEM, _NO_STORE, (b"retry-after", after), (b"content-length", b"%d" % len(body))], body
+
+
+_PROBLEM = (b"content-type", b"application/problem+json")
+_NO_STORE = (b"cache-control", b"no-store")
 
 
 _BODIES = {

@@ -12,6 +12,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from pipeline.lookup.at_once import AtOnce, Headers, at_once_of
 from pipeline.lookup.security_headers import secured
 
 _PROBLEM = msgspec.json.encode(
@@ -28,7 +29,15 @@ class OwnNamesOnly:
     """ASGI. `localhost` and addresses are answered, other names are not."""
 
     def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+        self._app, self._at_once = app, at_once_of(app)
+
+    def at_once(self, path: str, query: bytes, headers: Headers, over_tls: bool) -> AtOnce:
+        if self._at_once is None:
+            return None
+        for name, value in headers:
+            if name == b"host" and not is_own(value):
+                return None
+        return self._at_once(path, query, headers, over_tls)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

@@ -15,12 +15,14 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.core import metrics
-from pipeline.lookup.admission import Admission, Ticket
-from pipeline.lookup.admitting import Shed, admitted, shed_problem
+from pipeline.core.errors import CtxpipeError
+from pipeline.lookup.admission import Admission, Refusal, Ticket
+from pipeline.lookup.admitting import Shed, admit, admitted, shed_answer, shed_problem
 from pipeline.lookup.answer import Answer
+from pipeline.lookup.at_once import TICKET, AtOnce, Headers, Told
 from pipeline.lookup.options import NO_OPTIONS, LookupOptions, read_options
 from pipeline.lookup.outcomes import Outcomes
-from pipeline.lookup.security_headers import HEADERS, TRANSPORT_SECURITY, secured
+from pipeline.lookup.security_headers import secured, secured_at_once
 from pipeline.lookup.service import LookupService, LookupUnavailable
 
 PREFIX = "/v1/contexts/"
@@ -38,23 +40,45 @@ class HotPath:
         self._seconds = metrics.lookup_seconds.labels("get").observe
         self._outcomes = Outcomes("get")
 
+    def at_once(self, path: str, query: bytes, headers: Headers, over_tls: bool) -> AtOnce:
+        """What memory has, or that there is no time for this one. Whatever is wrong with a request, or not here, goes
+        the way of the routes, with its ticket."""
+        context, key = _of_path(path)
+        if not context:
+            return None
+        began_s = time.perf_counter()
+        ticket: Ticket | None = None
+        try:
+            options, known = _options(query, headers)
+            budget_ms = self._service.budget_ms(context, options)
+            if self._admission is not None:
+                found = admit(self._admission, None, budget_ms)
+                if isinstance(found, Refusal):
+                    self._outcomes.shed()
+                    return secured_at_once(shed_answer(found), over_tls)
+                ticket = found
+            answer = self._service.at_hand(context, key) if options.plain else None
+        except CtxpipeError:
+            return None
+        if answer is None:
+            return ticket
+        return self._told(answer, known, ticket, options, began_s, budget_ms, over_tls)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "GET":
-            path: str = scope["path"]
-            if path.startswith(PREFIX):
-                context, slash, key = path[len(PREFIX) :].partition("/")
-                if slash and ":" not in context:
-                    await self._get(context, key, scope, receive, send)
-                    return
+            context, key = _of_path(scope["path"])
+            if context:
+                await self._get(context, key, scope, receive, send)
+                return
         await self._app(scope, receive, send)
 
     async def _get(self, context: str, key: str, scope: Scope, receive: Receive, send: Send) -> None:
         began_s = time.perf_counter()
-        ticket = None
+        ticket: Ticket | None = scope.pop(TICKET, None)
         try:
-            options, known = _options(scope)
+            options, known = _options(scope["query_string"], scope["headers"])
             budget_ms = self._service.budget_ms(context, options)
-            if self._admission is not None:
+            if ticket is None and self._admission is not None:
                 ticket = admitted(self._admission, None, budget_ms)
             answer = await self._service.get(context, key, options)
         except (LookupUnavailable, Shed) as error:
@@ -74,31 +98,53 @@ class HotPath:
             # The routes meet it again, and have an answer to each.
             await self._app(scope, receive, send)
             return
+        over_tls = scope.get("scheme") == "https"
+        status, headers, body = self._told(answer, known, ticket, options, began_s, budget_ms, over_tls)
+        start: Message = {"type": "http.response.start", "status": status, "headers": headers}
+        await send(start)
+        await send({"type": "http.response.body", "body": body})
+
+    def _told(
+        self,
+        answer: Answer,
+        known: str | None,
+        ticket: Ticket | None,
+        options: LookupOptions,
+        began_s: float,
+        budget_ms: float,
+        over_tls: bool,
+    ) -> Told:
+        """Counted, with all headers."""
         self._leave(ticket, answer.rung in ASKED and not options.positions)
-        count = self._counts.get((context, answer.status))
+        count = self._counts.get((answer.context, answer.status))
         if count is None:
-            count = self._counts[context, answer.status] = metrics.lookup_answers.labels(context, answer.status).inc
+            count = metrics.lookup_answers.labels(answer.context, answer.status).inc
+            self._counts[answer.context, answer.status] = count
         count()
         duration_s = time.perf_counter() - began_s
         self._seconds(duration_s)
         self._outcomes.answered(duration_s, budget_ms)
-        status, headers, body = told(answer, known, duration_s)
-        all_headers = [*headers, *SECURITY, *((TRANSPORT_SECURITY,) if scope.get("scheme") == "https" else ())]
-        start: Message = {"type": "http.response.start", "status": status, "headers": all_headers}
-        await send(start)
-        await send({"type": "http.response.body", "body": body})
+        return secured_at_once(told(answer, known, duration_s), over_tls)
 
     def _leave(self, ticket: Ticket | None, typical: bool) -> None:
         if ticket is not None and self._admission is not None:
             self._admission.done(ticket, typical)
 
 
-SECURITY = tuple(HEADERS.items())
+def _of_path(path: str) -> tuple[str, str]:
+    """(context, key); empty where it is another path."""
+    if path.startswith(PREFIX):
+        context, slash, key = path[len(PREFIX) :].partition("/")
+        if slash and ":" not in context:
+            return context, key
+    return "", ""
+
+
 _JSON = (b"content-type", b"application/json")
 _CACHE = (b"cache-control", b"private, no-cache")
 
 
-def told(answer: Answer, known: str | None, duration_s: float) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+def told(answer: Answer, known: str | None, duration_s: float) -> Told:
     """(status, headers, body) of an answer over HTTP: with what a client may want to know without reading the body, and
     without one where `known`, an If-None-Match, has these bytes."""
     age_ms: float | None = 0.0
@@ -125,17 +171,16 @@ def _matches(known: str, etag: str) -> bool:
     return etag in tags or "*" in tags
 
 
-def _options(scope: Scope) -> tuple[LookupOptions, str | None]:
+def _options(query: bytes, headers: Headers) -> tuple[LookupOptions, str | None]:
     """And the If-None-Match. Raises BadOptions."""
     known, timeout, grpc_timeout = None, None, None
-    for name, value in scope["headers"]:
+    for name, value in headers:
         if name == b"if-none-match":
             known = value.decode("latin-1")
         elif name == b"x-request-timeout-ms":
             timeout = timeout or value
         elif name == b"grpc-timeout":
             grpc_timeout = grpc_timeout or value
-    query: bytes = scope["query_string"]
     if not query and timeout is None and grpc_timeout is None:
         return NO_OPTIONS, known
     return _read_options(query, timeout, grpc_timeout), known

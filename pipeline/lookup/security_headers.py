@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from starlette.applications import Starlette
 from starlette.types import Message, Receive, Scope, Send
 
+from pipeline.lookup.at_once import Told
+
 HEADERS = {
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
@@ -44,3 +46,12 @@ def _missing(headers: Iterable[tuple[bytes, bytes]], over_tls: bool) -> list[tup
     names = {name for name, _ in headers}
     found = [(name, value) for name, value in HEADERS.items() if name not in names]
     return [*found, TRANSPORT_SECURITY] if over_tls else found
+
+
+_ALL = tuple(HEADERS.items())
+
+
+def secured_at_once(told: Told, over_tls: bool) -> Told:
+    """With all headers, of an answer that brings none of them."""
+    status, headers, body = told
+    return status, [*headers, *_ALL, *((TRANSPORT_SECURITY,) if over_tls else ())], body
