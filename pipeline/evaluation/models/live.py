@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -196,6 +196,16 @@ def masked(recording: Recording, secrets: Secrets) -> Recording:
         return recording
     clean = replace(answer, body=text.encode(coding), detail=detail, headers=headers)
     return replace(recording, answer=clean, masked=tuple(sorted(set(names))))
+
+
+def answering_models(recordings: Iterable[Recording]) -> dict[str, Counter[str]]:
+    """By endpoint, which models say that they answered, and how often; it may be another one than was asked."""
+    found: dict[str, Counter[str]] = {}
+    for one in recordings:
+        envelope = read_answer(one.answer.body) if one.answer.status == 200 else ""
+        if not isinstance(envelope, str) and envelope.model:
+            found.setdefault(one.endpoint, Counter())[envelope.model] += 1
+    return dict(sorted(found.items()))
 
 
 def tokens_of(answer: RawAnswer) -> Tokens:
