@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from tests.evals.decisions import DeskChoice, FilmAnswer, GateDecision
-from tests.evals.generate import degraded, departures, latency, malformed, output, replay, retrieval, trace
+from tests.evals.generate import cells, degraded, departures, latency, malformed, output, replay, retrieval, trace
 from tests.evals.generate.values import CaseLine
 
 SUITE = Path(__file__).parents[1]
 MADE = ("cases", "events", "bundles", "raw", "schemas")
-KINDS = {
-    "replay": replay.cases,
+KINDS: dict[str, Callable[[], Iterator[CaseLine]]] = {
+    "replay": lambda: chain(replay.cases(), cells.cases()),
     "retrieval": retrieval.cases,
     "trace": trace.cases,
     "output": output.cases,
@@ -31,6 +32,7 @@ def files() -> dict[str, str]:
     cases: dict[str, list[CaseLine]] = {kind: list(made()) for kind, made in KINDS.items()}
     found = {f"cases/{kind}.jsonl": _lines(lines) for kind, lines in cases.items()}
     found |= {path: _lines(lines) for path, lines in replay.files().items()}
+    found |= {f"events/{name}.jsonl": _lines(log.records) for name, log in cells.logs().items()}
     found["bundles/world.jsonl"] = _lines(departures.bundle_lines())
     found["bundles/films.jsonl"] = _lines(retrieval.film_lines())
     found["bundles/fleet.jsonl"] = _lines(retrieval.fleet_lines())
