@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -22,6 +22,7 @@ from pipeline.lookup.service import Found, LookupService, UnknownContext
 from pipeline.text import decode_bundle
 
 Told = Callable[[Step], None]
+What = Literal["context", "search"]
 
 
 class Teller:
@@ -60,7 +61,7 @@ class Teller:
         }
         self._tell("search", answer.context, asked, came, started_s)
 
-    def failed(self, what: str, context: str, asked: Mapping[str, Any], error: CtxpipeError, started_s: float) -> None:
+    def failed(self, what: What, context: str, asked: Mapping[str, Any], error: CtxpipeError, started_s: float) -> None:
         """No answer; the flow gets the error."""
         came = {"status": "error", "error": type(error).__name__, "reason": str(error)}
         self._tell(what, context, asked, came, started_s)
@@ -77,7 +78,7 @@ class Teller:
             self._bytes[place] = answer.bundle
             self.seen[place] = _decoded(answer.bundle)
 
-    def _tell(self, what: Any, name: str, asked: Mapping[str, Any], came: Mapping[str, Any], started_s: float) -> None:
+    def _tell(self, what: What, name: str, asked: Mapping[str, Any], came: Mapping[str, Any], started_s: float) -> None:
         at_ms = round((started_s - self._began_s) * 1000, 3)
         took_ms = round((self.now_s() - started_s) * 1000, 3)
         self._told(Step(what=what, name=name, asked=asked, came=came, at_ms=at_ms, took_ms=took_ms))
