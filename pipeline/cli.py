@@ -40,6 +40,7 @@ COMMANDS = MappingProxyType(
         "verify": "Compare bundles with what SQL on the sources gives.",
         "rebuild": "Build bundles anew from their sources.",
         "dlq": "Look at dead letters, and replay them.",
+        "route": "Show which model answers which task, promote one that is proved, take one back.",
         "escalations": "Answer questions that no model could.",
         "space": "Look at embedding spaces, compare them, and choose the one that serves.",
         "eval": "Run evaluation suites, block what became worse, and prove that a model is better.",

@@ -126,7 +126,7 @@ def test_the_guard_is_read_from_a_file_of_its_own_or_from_the_configuration(tmp_
     path = tmp_path / "guard.yaml"
     endpoint = "endpoints: [{name: old, url: 'http://h/v1', model: m}]"
     path.write_text(f"{under}{endpoint}\n{'  ' if under else ''}routes: {{t: {{primary: old}}}}\n")
-    assert read_guard(path).routes["t"].primary == "old"
+    assert read_guard(path).config.routes["t"].primary == "old"
     path.write_text(path.read_text().replace("primary: old", "primary: odl"))
     with pytest.raises(ConfigError, match=r"guard.yaml:\d+: .*'odl'.*old"):
         read_guard(path)
@@ -146,3 +146,23 @@ def test_suites_get_the_active_models_without_evidence() -> None:
     found = routed(GUARD, config)
     assert found.routes["rebook"].primary == "new"
     assert (found.routes["*"].primary, found.endpoints) == ("old", GUARD.endpoints)
+
+
+def test_whoever_checks_a_file_needs_no_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ctxpipe.yaml"
+    path.write_text("""\
+kafka: {bootstrap_servers: "${NOT_HERE_EITHER}"}
+serve: {data_directory: data}
+guard:
+  endpoints: [{name: old, url: "http://${MODEL_HOST}/v1", model: m, api_key: "${NOBODY_HAS_THIS_KEY}"}]
+  routes: {t: {primary: old}}
+  routing: routing.yaml
+  escalations: {kept_days: 3}
+""")
+    monkeypatch.setenv("MODEL_HOST", "models.example.com")
+    found = read_guard(path)
+    assert found.config.endpoints[0].url == "http://models.example.com/v1"
+    assert (found.routing, found.data_directory) == (tmp_path / "routing.yaml", tmp_path / "data")
+    monkeypatch.delenv("MODEL_HOST")
+    with pytest.raises(ConfigError, match=r"ctxpipe.yaml:4: guard.endpoints.0.url: .*MODEL_HOST"):
+        read_guard(path)

@@ -207,7 +207,7 @@ async def test_pairs_are_kept_in_files_that_do_not_grow_for_ever(tmp_path: Path)
     file = PairFile(tmp_path / "pairs" / "t.jsonl", bytes_max=2000, files_max=3)
     for number in range(40):
         await file.put(pair(number))
-    names = sorted(path.name for path in (tmp_path / "pairs").iterdir())
+    names = sorted(path.name for path in (tmp_path / "pairs").iterdir() if not path.name.endswith(".lock"))
     assert names == ["t.jsonl", "t.jsonl.1", "t.jsonl.2"]
     assert all(path.stat().st_size <= 2000 for path in (tmp_path / "pairs").iterdir())
     keys = [int(one.key) for one in read_pairs(tmp_path / "pairs" / "t.jsonl")]

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from pipeline.core.config import ServeConfig, filled
 from pipeline.core.errors import ConfigError
 from pipeline.guard.config import GuardConfig
 from pipeline.guard.routing.config import RoutingConfig, TaskRouting
@@ -49,20 +50,41 @@ def read_routing(path: Path, guard: GuardConfig | None = None) -> RoutingFile:
     return RoutingFile(config, document)
 
 
-def read_guard(path: Path) -> GuardConfig:
-    """Endpoints and routes: a file that holds them, or that has them under `guard:`. Raises ConfigError with all
-    mistakes."""
+@dataclass(frozen=True)
+class GuardFile:
+    """What a routing file is about, without keys. The paths are those of a configuration, None of a file that holds a
+    guard alone."""
+
+    config: GuardConfig
+    routing: Path | None = None
+    prices: Path | None = None
+    data_directory: Path | None = None
+
+
+def read_guard(path: Path) -> GuardFile:
+    """Endpoints and routes of a file that holds them, or of a configuration (`guard:`). Keys of endpoints are not read,
+    so that whoever checks a file needs none. Raises ConfigError with all mistakes."""
     document = _read(path)
-    inner = document.data.get("guard") if isinstance(document.data, dict) else None
     mistakes: list[Mistake] = []
-    if isinstance(inner, dict):
-        own = {name: value for name, value in inner.items() if name in GuardConfig.model_fields}
-        config = _valid(document, GuardConfig, mistakes, own, ("guard",))
-    else:
-        config = _valid(document, GuardConfig, mistakes)
-    if config is None:
+    inner = document.data.get("guard") if isinstance(document.data, dict) else None
+    at: Location = () if inner is None else ("guard",)
+    given = document.data if inner is None else inner
+    data = filled(_without_keys(given), at, mistakes)
+    if inner is not None and isinstance(data, dict):
+        data = {name: value for name, value in data.items() if name in GuardConfig.model_fields}
+    config = _valid(document, GuardConfig, mistakes, data, at)
+    if config is None or mistakes:
         raise ConfigError(document.sentences(mistakes))
-    return config
+    if inner is None:
+        return GuardFile(config)
+    serve = document.data.get("serve")
+    directory = serve.get("data_directory") if isinstance(serve, dict) else None
+    return GuardFile(
+        config,
+        _beside(path, inner.get("routing")),
+        _beside(path, inner.get("prices")),
+        _beside(path, directory or ServeConfig().data_directory),
+    )
 
 
 def routing_json_schema() -> dict[str, Any]:
@@ -80,6 +102,21 @@ def _read(path: Path) -> Document:
         return read_yaml(path)
     except SpecError as error:
         raise ConfigError(error.mistakes) from None
+
+
+def _beside(path: Path, named: Any) -> Path | None:
+    return path.parent / named if isinstance(named, str) else None
+
+
+def _without_keys(guard: Any) -> Any:
+    endpoints = guard.get("endpoints") if isinstance(guard, dict) else None
+    if not isinstance(endpoints, list):
+        return guard
+    kept = [
+        {name: value for name, value in one.items() if name != "api_key"} if isinstance(one, dict) else one
+        for one in endpoints
+    ]
+    return {**guard, "endpoints": kept}
 
 
 def _valid(

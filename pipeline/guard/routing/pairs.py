@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import fcntl
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -76,7 +77,7 @@ class MemoryPairs:
 
 class PairFile:
     """Appends to `path`; at `bytes_max` it becomes `path.1`, that one `path.2`, and beyond `files_max` the oldest goes.
-    For one process; writes in a thread."""
+    Several processes may share it. Writes in a thread."""
 
     def __init__(self, path: Path, bytes_max: int = 64 * 1024 * 1024, files_max: int = 4) -> None:
         self.path, self._bytes_max, self._files_max = path, bytes_max, files_max
@@ -89,10 +90,12 @@ class PairFile:
 
     def _write(self, line: bytes) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists() and self.path.stat().st_size + len(line) > self._bytes_max:
-            self._rotate()
-        with self.path.open("ab") as file:
-            file.write(line)
+        with self.path.with_name(f".{self.path.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self.path.exists() and self.path.stat().st_size + len(line) > self._bytes_max:
+                self._rotate()
+            with self.path.open("ab") as file:
+                file.write(line)
 
     def _rotate(self) -> None:
         for number in range(self._files_max - 1, 0, -1):
@@ -108,11 +111,11 @@ def read_pairs(path: Path) -> list[Pair]:
     files = [path]
     while (older := _numbered(path, len(files))).exists():
         files.append(older)
-    found: dict[str, Pair] = {}
+    found: dict[tuple[str, str], Pair] = {}
     for file in reversed(files):
         for pair in _pairs_in(file):
-            found.pop(pair.key, None)
-            found[pair.key] = pair
+            found.pop((pair.task, pair.key), None)
+            found[pair.task, pair.key] = pair
     return list(found.values())
 
 
