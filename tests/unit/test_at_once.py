@@ -51,7 +51,7 @@ class Application:
     """Knows /v1/known at once and has a ticket for /v1/ticket; tells of all others how they came."""
 
     asked: list[str] = field(default_factory=list)
-    ticket: AtOnce = field(default_factory=lambda: Admission(1, time.monotonic).admit(None, 1000))  # type: ignore[arg-type, return-value]
+    ticket: AtOnce = field(default_factory=lambda: Admission(1, time.monotonic).admit(None, 1000))
 
     def at_once(self, path: str, query: bytes, headers: Headers, over_tls: bool) -> AtOnce:
         self.asked.append(path)
