@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -25,8 +26,6 @@ def canonical(value: Any) -> bytes:
         raise ValueError("a text holds half of a surrogate pair, which no file can hold") from None
     except RecursionError:
         raise ValueError("it is nested too deeply, or holds itself") from None
-    except ValueError as error:
-        raise ValueError(f"it can't be written as JSON: {error}") from None
 
 
 def plain(value: Any, path: str = "") -> Any:
@@ -35,6 +34,8 @@ def plain(value: Any, path: str = "") -> Any:
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int | float):
+        if not math.isfinite(value):
+            raise ValueError(f"{path or 'it'} is {value}, which JSON can't hold")
         return value
     if isinstance(value, BaseModel):
         return plain(value.model_dump(mode="json"), path)

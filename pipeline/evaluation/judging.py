@@ -16,6 +16,14 @@ SCORE_DIGITS = 6
 
 def result_of(suite: Suite, case: Case, observed: Observed, *, real_time: bool = False) -> CaseResult:
     """`real_time`: it ran on the machine's clock, so that its times are no part of the digest."""
+    try:
+        return _result(suite, case, observed, real_time)
+    except ValueError as error:
+        return _result(suite, case, Observed(raised=f"what came of it {error}"), real_time)
+
+
+def _result(suite: Suite, case: Case, observed: Observed, real_time: bool) -> CaseResult:
+    """Raises ValueError for what JSON can't hold."""
     checks = judged(case, observed, suite)
     output = _shown_output(case, observed)
     steps = tuple(observed.steps)

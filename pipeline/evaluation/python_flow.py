@@ -21,23 +21,19 @@ from typing import Any
 
 from pipeline.core import metrics
 from pipeline.core.clock import Clock
-from pipeline.evaluation.digests import plain
+from pipeline.evaluation.digests import canonical, plain
 from pipeline.evaluation.errors import SuiteError
 from pipeline.evaluation.models.answers import Source
 from pipeline.evaluation.models.guarding import CaseGuard, guard_of
 from pipeline.evaluation.suite import FLOWLESS, Suite, import_object
 from pipeline.evaluation.values import Case, Given, Observed, Step, Tools
-from pipeline.evaluation.virtual_time import NeverEnds, VirtualClock, VirtualLoop, run_virtually
+from pipeline.evaluation.virtual_time import NeverEnds, TakesTooLong, VirtualClock, VirtualLoop, run_virtually
 from pipeline.evaluation.world import open_world, replayed, retrieved
 from pipeline.guard.errors import HarnessError
 
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]+\b")
 _RAISED_CHARACTERS_MAX = 1000
 _REPEAT_S = 1.0
-
-
-class TakesTooLong(BaseException):
-    """Of real time. Not an Exception, so that no flow catches it."""
 
 
 @dataclass
@@ -203,6 +199,7 @@ def told_of(error: BaseException) -> str:
 
 def _written(output: Any) -> Any:
     try:
+        canonical(output)
         return plain(output)
     except ValueError as error:
         raise ValueError(f"the flow's output is no JSON: {error}") from None
@@ -210,6 +207,7 @@ def _written(output: Any) -> Any:
 
 def _as_json(value: Any) -> Any:
     try:
+        canonical(value)
         return plain(value)
     except ValueError as error:
         return f"no JSON: {error}"

@@ -32,6 +32,10 @@ class NeverEnds(BaseException):
     """Everybody waits for something that can't come. Not an Exception, so that no flow catches it."""
 
 
+class TakesTooLong(BaseException):
+    """Of real time. Not an Exception either."""
+
+
 class VirtualLoop(asyncio.SelectorEventLoop):
     """`time()` begins at 0. `real_s_max`: of the machine's time, looked at between two turns of the loop."""
 
@@ -106,8 +110,8 @@ class VirtualClock:
 
 
 def run_virtually(make: Callable[[VirtualLoop], Coroutine[Any, Any, T]], real_s_max: float | None = None) -> T:
-    """Runs one coroutine to its end on a loop of its own. Raises NeverEnds, and what the coroutine raises; tasks that
-    it left behind are cancelled."""
+    """Runs one coroutine to its end on a loop of its own. Raises NeverEnds, TakesTooLong, and what the coroutine
+    raises; tasks that it left behind are cancelled."""
     loop = VirtualLoop(real_s_max)
     asyncio.set_event_loop(loop)
     try:
@@ -135,7 +139,7 @@ def _end_tasks(loop: VirtualLoop) -> None:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.threads += 1  # the one that waits for the others
         loop.run_until_complete(loop.shutdown_default_executor())
-    except NeverEnds:
+    except (NeverEnds, TakesTooLong):
         pass
 
 
@@ -149,7 +153,7 @@ class _JumpingSelector(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         loop = self._loop
         if loop.ends_at_s is not None and time.monotonic() > loop.ends_at_s:
-            raise NeverEnds("it takes too long")
+            raise TakesTooLong
         found: list[tuple[selectors.SelectorKey, int]] = super().select(0)
         if found or (timeout is not None and timeout <= 0):
             return found

@@ -43,7 +43,7 @@ def outcome_of(suite: Suite, case: Case, source: Source | None = None) -> Outcom
         return Outcome(case.id, result_of(suite, case, observe(suite, case, source)))
     except HarnessError as error:
         told = str(error)
-        return Outcome(case.id, None, told if case.id in told else f"case {case.id}: {told}")
+        return Outcome(case.id, None, told if f"case {case.id}:" in told else f"case {case.id}: {told}")
 
 
 def run_in_processes(suite: Suite, cases: Sequence[Case], jobs: int, prepare: str | None) -> Iterator[Outcome]:

@@ -416,7 +416,7 @@ def test_canonical_text_is_one_whatever_the_order_of_keys(value: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "told"),
     [
-        ({"a": float("nan")}, "can't be written as JSON"),
+        ({"a": float("nan")}, "/a is nan, which JSON can't hold"),
         ({1: 2}, "it has the key 1, which is no text"),
         ({"a": [object()]}, "/a/0 is a object, which JSON can't hold"),
         ({"a": b"x"}, "/a is a bytes"),
