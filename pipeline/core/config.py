@@ -17,7 +17,7 @@ from pipeline.core.addresses import is_web_address
 from pipeline.core.canary import CanaryConfig, canary_mistakes, canary_specs
 from pipeline.core.collecting import CollectorConfig
 from pipeline.core.errors import ConfigError
-from pipeline.core.guarding import GuardSection, guard_mistakes
+from pipeline.core.guarding import BreakerConfig, GuardSection, guard_mistakes
 from pipeline.core.kafka import KafkaConfig
 from pipeline.core.redis import RedisConfig
 from pipeline.core.running import RunningConfig
@@ -83,7 +83,8 @@ class ServeConfig(ConfigPart):
 class EndpointConfig(ConfigPart):
     """An OpenAI-compatible API that embeds. `tokens_max` of a text, `request_…_max` of one request.
 
-    `price_per_million_tokens` in any currency; without it, costs are unknown instead of 0.
+    `price_per_million_tokens` in any currency; without it, costs are unknown instead of 0. `breaker`: as of the
+    endpoints under `guard`, whose metrics have this one, too.
     """
 
     url: str = Field(repr=False, description="up to /v1, e.g. https://api.openai.com/v1")
@@ -96,6 +97,7 @@ class EndpointConfig(ConfigPart):
     price_per_million_tokens: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     timeout_s: float = Field(default=30, gt=0, le=600)
     encoding: Literal["float", "base64"] = "float"
+    breaker: BreakerConfig = Field(default_factory=BreakerConfig)
     ask_dimension: bool = Field(default=False, description="send the spec's dimension, for models that can shorten")
 
     @field_validator("url")

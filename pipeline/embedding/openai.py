@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pipeline.core.config import EmbeddingConfig, EndpointConfig
-from pipeline.core.errors import CtxpipeError, EnvironmentProblem, Fatal, Retryable
-from pipeline.embedding.engine import Embedded, EngineIdentity, Throttled
+from pipeline.core.errors import CtxpipeError, EnvironmentProblem, Fatal
+from pipeline.embedding.endpoint_gate import EndpointGate, Refused, TimedOut, Unreachable, gate_of
+from pipeline.embedding.engine import Embedded, EngineIdentity
 from pipeline.embedding.openai_answer import error_of, read_answer
 from pipeline.embedding.packages import require
-from pipeline.embedding.rate_limit import RateLimit
 from pipeline.embedding.vectors import prepare_texts, unit_vectors
 from schemas.context import Embedding
 
@@ -34,8 +34,8 @@ _DIMENSION_MAX = 8192
 class OpenAIEngine:
     """See Engine. `embed` makes as many requests as the endpoint's limits ask for, one after the other.
 
-    Raises Throttled before anything is sent where the rate limit is used up. Tokens are estimates; the cost is from
-    what the provider counted, None where it or its price is unknown.
+    Raises Throttled before anything is sent where the rate limit is used up, or the endpoint failed too often. Tokens
+    are estimates; the cost is from what the provider counted, None where it or its price is unknown.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class OpenAIEngine:
         endpoint: EndpointConfig,
         client: httpx.Client,
         dimension: int,
-        rate_limit: RateLimit | None = None,
+        gate: EndpointGate | None = None,
     ) -> None:
         self.identity = EngineIdentity(
             engine="openai", model=embedding.model, revision=embedding.revision or "", dimension=dimension
@@ -53,8 +53,8 @@ class OpenAIEngine:
         self._prefixes = {False: embedding.document_prefix, True: embedding.query_prefix}
         self._whole_max = endpoint.tokens_max
         self.tokens_max = max(1, endpoint.tokens_max - max(len(_ends(prefix)) for prefix in self._prefixes.values()))
-        self._endpoint, self._calls = endpoint, _Calls(embedding, endpoint, client)
-        self._rate_limit = rate_limit or RateLimit(endpoint.requests_per_minute, endpoint.tokens_per_minute)
+        self._gate = gate or gate_of(embedding.endpoint or "", endpoint)
+        self._endpoint, self._calls = endpoint, _Calls(embedding, endpoint, client, self._gate)
 
     def embed(self, texts: Sequence[str], *, query: bool = False) -> Embedded:
         import numpy
@@ -64,10 +64,10 @@ class OpenAIEngine:
         around = len(_ends(prefix))
         sizes = [min(count, self._whole_max) for _, count in cut]
         requests = list(_requests(sizes, self._endpoint))
-        self._ask_leave(len(requests), sum(sizes))
+        self._gate.take(len(requests), sum(sizes))
         vectors, paid = [], 0
         for first, last in requests:
-            found, tokens = self._call([text for text, _ in cut[first:last]])
+            found, tokens = self._calls.call([text for text, _ in cut[first:last]], self.identity.dimension)
             vectors.append(found)
             paid = -1 if tokens is None or paid < 0 else paid + tokens
         price = self._endpoint.price_per_million_tokens
@@ -86,18 +86,6 @@ class OpenAIEngine:
     def close(self) -> None:
         self._calls.client.close()
 
-    def _ask_leave(self, requests: int, tokens: int) -> None:
-        wait_s = self._rate_limit.take(requests, tokens)
-        if wait_s > 0:
-            raise Throttled(f"the rate limit of {self._calls.who} is used up for {wait_s:.1f} s", wait_s)
-
-    def _call(self, texts: list[str]) -> tuple[numpy.ndarray[tuple[int, int], numpy.dtype[numpy.float32]], int | None]:
-        try:
-            return self._calls.call(texts, self.identity.dimension)
-        except Throttled as error:
-            self._rate_limit.pause(error.retry_after_s)
-            raise
-
 
 def open_openai(embedding: Embedding, config: EmbeddingConfig) -> OpenAIEngine:
     """Asks the endpoint for one vector where the spec gives no dimension; that call alone needs it to be there.
@@ -112,8 +100,9 @@ def open_openai(embedding: Embedding, config: EmbeddingConfig) -> OpenAIEngine:
     client = httpx.Client(timeout=endpoint.timeout_s, follow_redirects=False)
     if embedding.dimension is not None:
         return OpenAIEngine(embedding, endpoint, client, embedding.dimension)
+    gate = gate_of(embedding.endpoint or "", endpoint)
     try:
-        vectors, _ = _Calls(embedding, endpoint, client).call(["dimension"], None)
+        vectors, _ = _Calls(embedding, endpoint, client, gate).call(["dimension"], None)
     except CtxpipeError as error:
         client.close()
         raise EnvironmentProblem(
@@ -131,9 +120,10 @@ class _Calls:
         embedding: Embedding,
         endpoint: EndpointConfig,
         client: httpx.Client,
+        gate: EndpointGate,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.client, self._endpoint, self._clock = client, endpoint, clock
+        self.client, self._endpoint, self._gate, self._clock = client, endpoint, gate, clock
         self.who = f"endpoint {embedding.endpoint}"
         self._fields: dict[str, Any] = {"model": embedding.model, "encoding_format": endpoint.encoding}
         if endpoint.ask_dimension and embedding.dimension is not None:
@@ -144,7 +134,15 @@ class _Calls:
     def call(
         self, texts: list[str], dimension: int | None
     ) -> tuple[numpy.ndarray[tuple[int, int], numpy.dtype[numpy.float32]], int | None]:
-        """Raises Throttled, Retryable, Poison and Fatal."""
+        """Raises Throttled, Retryable, Poison and Fatal. Through the endpoint's gate."""
+        with self._gate.passing():
+            vectors, tokens = self._ask(texts, dimension)
+        self._gate.paid(tokens, self._endpoint.price_per_million_tokens)
+        return vectors, tokens
+
+    def _ask(
+        self, texts: list[str], dimension: int | None
+    ) -> tuple[numpy.ndarray[tuple[int, int], numpy.dtype[numpy.float32]], int | None]:
         import httpx
 
         content = msgspec.json.encode({**self._fields, "input": texts})
@@ -156,13 +154,13 @@ class _Calls:
             with self.client.stream("POST", self._url, content=content, headers=headers) as response:
                 body = self._body(response, bytes_max)
         except httpx.TimeoutException as error:
-            raise Retryable(f"{self.who} did not answer in {self._endpoint.timeout_s:g} s") from error
+            raise TimedOut(f"{self.who} did not answer in {self._endpoint.timeout_s:g} s") from error
         except httpx.HTTPError as error:
-            raise Retryable(
+            raise Unreachable(
                 f"{self.who} can't be reached: {self._hidden(str(error)) or type(error).__name__}"
             ) from error
         except (RuntimeError, httpx.InvalidURL, UnicodeError) as error:  # closed; a key that is no header
-            raise Fatal(f"{self.who} can't be called: {self._hidden(str(error))}") from None
+            raise Refused(f"{self.who} can't be called: {self._hidden(str(error))}") from None
         if response.status_code != 200:
             found = error_of(response.status_code, response.headers, body, self.who, datetime.now(UTC))
             found.args = (self._hidden(str(found)),)
@@ -178,7 +176,7 @@ class _Calls:
             if len(body) > bytes_max:
                 raise Fatal(f"{self.who} gives an answer of more than {bytes_max} bytes")
             if self._clock() > latest:
-                raise Retryable(f"{self.who} did not finish its answer in {self._endpoint.timeout_s:g} s")
+                raise TimedOut(f"{self.who} did not finish its answer in {self._endpoint.timeout_s:g} s")
         return bytes(body)
 
     def _hidden(self, text: str) -> str:

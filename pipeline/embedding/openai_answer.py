@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pipeline.core.errors import CtxpipeError, Fatal, Poison, Retryable
+from pipeline.embedding.endpoint_gate import Refused
 from pipeline.embedding.engine import Throttled
 
 if TYPE_CHECKING:
@@ -88,10 +89,10 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes, who: str, now
     if status >= 500 or status in (408, 409, 425):
         return Retryable(text)
     if status in (401, 403):
-        return Fatal(f"{text}; correct the endpoint's api_key")
+        return Refused(f"{text}; correct the endpoint's api_key")
     if status in (400, 413, 422) and error.param not in _OWN_PARAMETERS:
         return Poison(text)
-    return Fatal(f"{text}; correct the endpoint's url, or the spec's model")
+    return Refused(f"{text}; correct the endpoint's url, or the spec's model")
 
 
 def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:

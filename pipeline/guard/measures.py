@@ -9,7 +9,7 @@ from typing import TypeVar
 from prometheus_client.metrics import MetricWrapperBase
 
 from pipeline.core import metrics
-from pipeline.guard.breaker import STATES, State
+from pipeline.core.breaker import STATES, State
 from pipeline.guard.values import Attempt, ModelRequest, Result
 
 Metric = TypeVar("Metric", bound=MetricWrapperBase)

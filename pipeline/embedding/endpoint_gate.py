@@ -1,0 +1,154 @@
+"""What stands before an endpoint that embeds: pauses, rate limits and a breaker, one of each per endpoint and process,
+whoever asks: the workers of several spaces, searches, a check. Metrics are those of the guard's endpoints.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from pipeline.core import metrics
+from pipeline.core.breaker import STATES, Breaker, Permit, State
+from pipeline.core.config import EndpointConfig
+from pipeline.core.errors import CtxpipeError, Fatal, Poison, Retryable
+from pipeline.embedding.engine import Throttled
+from pipeline.embedding.rate_limit import RateLimit
+
+Mark = Literal["success", "failure", "neutral"]
+RUNG, TASK, PART = "primary", "embedding", "endpoint"
+"""Labels, as the guard's metrics have them."""
+PROBED_S = 1.0
+"""While somebody else finds out whether the endpoint is well again, one asks again after so long."""
+
+
+class EndpointGate:
+    """For several threads. `take` before a batch, `passing` around each request."""
+
+    def __init__(
+        self,
+        name: str,
+        endpoint: EndpointConfig,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.name, self.who = name, f"endpoint {name}"
+        self._limit = RateLimit(endpoint.requests_per_minute, endpoint.tokens_per_minute, clock)
+        self._clock, self._lock = clock, threading.Lock()
+        self._breaker = Breaker(endpoint.breaker, clock, chance, self._told)
+        metrics.guard_breaker.labels(name, PART).set(0)
+
+    @property
+    def state(self) -> State:
+        with self._lock:
+            return self._breaker.state
+
+    def take(self, requests: int, tokens: int) -> None:
+        """Raises Throttled where so much may not be sent now; nothing is sent then."""
+        wait_s = self._limit.take(requests, tokens)
+        if wait_s > 0:
+            self._count("rate_limited")
+            raise Throttled(f"the rate limit of {self.who} is used up for {wait_s:.1f} s", wait_s)
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Around one request. Raises Throttled where the endpoint failed too often and is being given time; what the
+        request raises passes, and says how the endpoint is."""
+        permit = self._entered()
+        began_s = self._clock()
+        reason, mark = "cancelled", "neutral"
+        metrics.guard_in_flight.labels(self.name).inc()
+        try:
+            yield
+            reason, mark = "answered", "success"
+        except CtxpipeError as error:
+            reason, mark = judged(error)
+            if isinstance(error, Throttled):
+                self._limit.pause(error.retry_after_s)
+            raise
+        finally:
+            self._left(permit, mark)
+            metrics.guard_in_flight.labels(self.name).dec()
+            self._count(reason)
+            metrics.guard_attempt_seconds.labels(self.name).observe(self._clock() - began_s)
+
+    def paid(self, tokens: int | None, price_per_million: float | None) -> None:
+        """What the endpoint counted for one request; None: it did not, or nobody knows its price."""
+        if tokens is not None:
+            metrics.guard_tokens.labels(self.name, TASK, "input").inc(tokens)
+        if tokens is None or price_per_million is None:
+            metrics.guard_cost_unknown.labels(self.name, TASK).inc()
+        else:
+            metrics.guard_cost.labels(self.name, TASK).inc(tokens * price_per_million / 1_000_000)
+
+    def _entered(self) -> Permit:
+        with self._lock:
+            permit = self._breaker.admit()
+            wait_s = self._breaker.open_left_s
+        if permit is None:
+            self._count("breaker_open")
+            raise Throttled(f"{self.who} failed too often, and is being given time", wait_s or PROBED_S)
+        return permit
+
+    def _left(self, permit: Permit, mark: str) -> None:
+        with self._lock:
+            if mark == "success":
+                self._breaker.success(permit)
+            elif mark == "failure":
+                self._breaker.failure(permit)
+            else:
+                self._breaker.neutral(permit)
+
+    def _count(self, reason: str) -> None:
+        metrics.guard_attempts.labels(self.name, RUNG, reason).inc()
+
+    def _told(self, state: State) -> None:
+        metrics.guard_breaker.labels(self.name, PART).set(STATES.index(state))
+        if state == "open":
+            metrics.guard_opened.labels(self.name, PART).inc()
+
+
+def judged(error: CtxpipeError) -> tuple[str, Mark]:
+    """(reason, what it says of the endpoint), by the guard's words. Texts and keys that are refused are the asker's
+    own matter; an answer that is none is the endpoint's."""
+    if isinstance(error, Throttled):
+        return "rate_limited", "neutral"
+    if isinstance(error, Refused):
+        return "refused", "neutral"
+    if isinstance(error, Poison):
+        return "refused", "neutral"
+    if isinstance(error, TimedOut):
+        return "timeout", "failure"
+    if isinstance(error, Unreachable):
+        return "unreachable", "failure"
+    if isinstance(error, Retryable):
+        return "server_error", "failure"
+    return "not_an_answer", "failure"
+
+
+class TimedOut(Retryable):
+    """It did not answer, or not finish, in time."""
+
+
+class Unreachable(Retryable):
+    """There is no connection, or it broke."""
+
+
+class Refused(Fatal):
+    """It will not take the key, the model, or the address."""
+
+
+_gates: dict[tuple[str, EndpointConfig], EndpointGate] = {}
+_opening = threading.Lock()
+
+
+def gate_of(name: str, endpoint: EndpointConfig) -> EndpointGate:
+    """The same one for all of this process."""
+    with _opening:
+        found = _gates.get((name, endpoint))
+        if found is None:
+            found = _gates[name, endpoint] = EndpointGate(name, endpoint)
+        return found
