@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+import pipeline.cells
 import pipeline.flow
 import pipeline.guard.guard
 import pipeline.guard.judging
@@ -89,6 +90,11 @@ def redelivery_ignored() -> None:
         return RowOutcome(False, []) if again else outcome
 
     change(MemoryRows, "_apply", once)
+
+
+def late_cell_wins() -> None:
+    """Of a column's values the one that arrives last stays, whenever it was written."""
+    change(pipeline.cells, "_winner", lambda kept, cell: cell)
 
 
 def delete_resurrects() -> None:
@@ -210,6 +216,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
         aggregate_off_by_one,
         older_version_wins,
         redelivery_ignored,
+        late_cell_wins,
         delete_resurrects,
         stale_served_as_fresh,
         tenant_filter_gone,
