@@ -25,7 +25,7 @@ GIT_TIMEOUT_S = 10
 @click.option("--reason", required=True, metavar="TEXT", help="Why it moves: reviewers and the history will read it.")
 @click.option("--accept", multiple=True, metavar="ID",
               help="A case that may go on failing; may be given several times.")  # fmt: skip
-@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Processes; default: one per core.")
+@click.option("--jobs", type=click.IntRange(min=0), metavar="N", help="Processes; 0: this one, for a debugger.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object as the last line.")
 def command(suite: Path, reason: str, accept: tuple[str, ...], jobs: int | None, as_json: bool) -> None:
     """Run SUITE twice, in two orders, and make what it gives its baseline: the file baseline.json, to be committed.

@@ -21,7 +21,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.argument("suite", type=SUITE)
 @click.option("--only", multiple=True, metavar="ID",
               help="Only these cases: an id, a pattern such as 'late-*', a kind, or tag:NAME.")  # fmt: skip
-@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Processes; default: one per core.")
+@click.option("--jobs", type=click.IntRange(min=0), metavar="N", help="Processes; 0: this one, for a debugger.")
 @click.option("--seed", type=int, metavar="N", help="Run the cases in another order; results are the same.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object as the last line.")
 @click.option("--junit", type=FILE, metavar="FILE", help="Write JUnit XML.")
