@@ -79,9 +79,11 @@ def studentised(groups: Groups, seed: int, resamples: int = RESAMPLES) -> Studen
     if error == 0.0:
         return Studentised(mean, 0.0, np.zeros(resamples))
     random = np.random.default_rng(seed)
-    size = len(groups.counts)
-    at_once = max(1, _AT_ONCE_CELLS // size)
-    drawn = [_standardised(groups, random, min(at_once, resamples - begin)) for begin in range(0, resamples, at_once)]
+    kinds = _kinds(groups)
+    at_once = max(1, _AT_ONCE_CELLS // len(kinds.times))
+    drawn = [
+        _standardised(kinds, mean, random, min(at_once, resamples - begin)) for begin in range(0, resamples, at_once)
+    ]
     return Studentised(mean, error, np.sort(np.concatenate(drawn)))
 
 
@@ -91,15 +93,30 @@ def rare_upper(events: int, groups: int, alpha: float) -> float:
     return 1.0 if events >= groups else float(special.betaincinv(events + 1, groups - events, 1 - alpha))
 
 
-def _standardised(groups: Groups, random: np.random.Generator, rows: int) -> Floats:
-    size = len(groups.counts)
-    times = random.multinomial(size, np.full(size, 1 / size), size=rows).astype(np.float64)
-    sums, counts = groups.sums, groups.counts.astype(np.float64)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kinds:
+    """Groups that are the same to the draws, once, with how many there are: of pass or fail these are few."""
+
+    sums: Floats
+    counts: Floats
+    times: Floats
+
+
+def _kinds(groups: Groups) -> _Kinds:
+    both = np.stack([groups.sums, groups.counts.astype(np.float64)], axis=1)
+    unlike, times = np.unique(both, axis=0, return_counts=True)
+    return _Kinds(unlike[:, 0], unlike[:, 1], times.astype(np.float64))
+
+
+def _standardised(kinds: _Kinds, mean: float, random: np.random.Generator, rows: int) -> Floats:
+    size = int(kinds.times.sum())
+    times = random.multinomial(size, kinds.times / size, size=rows).astype(np.float64)
+    sums, counts = kinds.sums, kinds.counts
     pairs = times @ counts
     means = (times @ sums) / pairs
     squares = times @ (sums * sums) - 2 * means * (times @ (sums * counts)) + means**2 * (times @ (counts * counts))
     errors = np.sqrt(np.maximum(squares, 0.0) * size / (size - 1)) / pairs
-    away = means - groups.mean
+    away = means - mean
     # A draw in which nothing varies is as far away as can be: it must not make the interval narrow.
     whole = squares > _SAME
     farthest = np.where(np.abs(away) <= _SAME, 0.0, np.copysign(np.inf, away))

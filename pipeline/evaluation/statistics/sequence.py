@@ -10,6 +10,7 @@ would do well by no merit of the candidate's, and are told as ignored.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -23,6 +24,9 @@ STAKES: Floats = np.array([0.05, 0.1, 0.2, 0.3, 0.45, 0.65, 0.9])
 STEP = 0.005
 GRID: Floats = np.round(np.arange(-0.99, 0.99 + STEP / 2, STEP), 3)
 """Differences that the bounds are sought among, in steps of half a point."""
+
+
+_EXPONENT_MAX = 700.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +65,7 @@ class Watch:
         if group_pairs_max < 1:
             raise ValueError("group_pairs_max is below 1")
         self._claim, self._alpha, self._pairs_max = claim, alpha, group_pairs_max
-        self._bets = _Bets(np.array([claim]))
+        self._above, self._below = _Bet(1 + claim), _Bet(1 - claim)
         self._every = _Bets(GRID)
         self._waiting: list[tuple[float, int]] = []
         self._open: dict[str, list[float]] = {}
@@ -95,8 +99,8 @@ class Watch:
             ignored=self._ignored,
             open_groups=len(self._open),
             mean=self._sum / self._pairs if self._pairs else 0.0,
-            evidence=float(np.exp(self._bets.most_above[0])),
-            against=float(np.exp(self._bets.most_below[0])),
+            evidence=math.exp(min(self._above.most, _EXPONENT_MAX)),
+            against=math.exp(min(self._below.most, _EXPONENT_MAX)),
             low=low,
             high=high,
             verdict=self._verdict,
@@ -115,14 +119,16 @@ class Watch:
         self._pairs += count
         self._sum += total
         self._waiting.append((total, count))
-        self._bets.settle(total / self._pairs_max, count / self._pairs_max)
+        left = (total - self._claim * count) / self._pairs_max
+        self._above.settle(left)
+        self._below.settle(-left)
         if self._verdict == "inconclusive":
             self._verdict = self._reached()
 
     def _reached(self) -> Verdict:
-        if self._bets.most_above[0] >= np.log(1 / self._alpha):
+        if self._above.most >= math.log(1 / self._alpha):
             return "better"
-        return "not_better" if self._bets.most_below[0] >= np.log(2 / self._alpha) else "inconclusive"
+        return "not_better" if self._below.most >= math.log(2 / self._alpha) else "inconclusive"
 
     def _bounds(self) -> tuple[float, float]:
         """The grid's values that no bet has ruled out; a step is added, since truth lies between them."""
@@ -136,8 +142,27 @@ class Watch:
         return (-1.0 if low <= GRID[0] else low - STEP), (1.0 if high >= GRID[-1] else high + STEP)
 
 
+class _Bet:
+    """Capitals, as logarithms, of bets on one claim, and the most that their mean ever was. One settles per group of
+    live traffic, so it is quick. `unit`: the most that a group can lose."""
+
+    def __init__(self, unit: float) -> None:
+        self._stakes = [float(stake) / unit for stake in STAKES]
+        self._capitals = [0.0] * len(self._stakes)
+        self.most = 0.0
+
+    def settle(self, left: float) -> None:
+        capitals = [
+            capital + math.log1p(left * stake) for capital, stake in zip(self._capitals, self._stakes, strict=True)
+        ]
+        self._capitals = capitals
+        best = max(capitals)
+        mean = best + math.log(sum(math.exp(capital - best) for capital in capitals) / len(capitals))
+        self.most = max(self.most, mean)
+
+
 class _Bets:
-    """Capitals of bets that the mean is above, and below, each of some values; and the most that they ever were."""
+    """The same for all values of the grid at once, above and below each."""
 
     def __init__(self, values: Floats) -> None:
         self._values = values
