@@ -10,12 +10,17 @@ STATES: dict[str, tuple[str, Colour]] = {
     "1": ("half open", "yellow"),
     "2": ("open", "red"),
 }
-HEADING = "metrics"
+HEADING, PEOPLE = "metrics", "questions-wait-for-people"
 
 
 def guard() -> Dashboard:
     ask = Asking()
-    rows = [Row("Answers", _answers(ask)), Row("Endpoints", _endpoints(ask)), Row("Outputs and cost", _outputs(ask))]
+    rows = [
+        Row("Answers", _answers(ask)),
+        Row("Endpoints", _endpoints(ask)),
+        Row("Outputs and cost", _outputs(ask)),
+        Row("Questions for people", _people(ask)),
+    ]
     told = "Who answers calls to models, why it is not the primary, what endpoints do, and what it costs."
     return Dashboard("ctxpipe-guard", "ctxpipe guard", told, rows)
 
@@ -79,4 +84,17 @@ def _outputs(ask: Asking) -> list[Panel]:
               [Query(ask.rate("ctxpipe_guard_cost_unknown_total", "endpoint"), legend("endpoint"))],
               "Attempts without a price, or that were broken off: what is shown as cost is too little by these.",
               heading=HEADING),
+    ]  # fmt: skip
+
+
+def _people(ask: Asking) -> list[Panel]:
+    return [
+        Panel("Waiting", "short", [Query(ask.greatest("ctxpipe_guard_escalations_waiting", "task"), legend("task"))],
+              "Questions that nobody answered yet, as the collector finds them.", heading=PEOPLE),
+        Panel("Oldest", "s",
+              [Query(ask.greatest("ctxpipe_guard_escalations_oldest_age_seconds", "task"), legend("task"))],
+              "How long the oldest of them waits.", heading=PEOPLE),
+        Panel("Posts to the webhook", "reqps",
+              [Query(ask.rate("ctxpipe_guard_webhooks_total", "outcome"), legend("outcome"))],
+              "Failed ones are tried again, refused ones a few times.", heading=PEOPLE),
     ]  # fmt: skip
