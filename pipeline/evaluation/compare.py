@@ -13,7 +13,15 @@ from pipeline.evaluation.statistics.bootstrap import GROUPS_MIN
 from pipeline.evaluation.statistics.exact import holm, sign_flip
 from pipeline.evaluation.statistics.judging import ALPHA, SEED, Judged, Method, judge, method_of, two_sided
 from pipeline.evaluation.statistics.limits import AskedLimit, limits_kept
-from pipeline.evaluation.statistics.matching import UNPAIRED_SHARE_MAX, Both, CompareError, matched, metric_values, some
+from pipeline.evaluation.statistics.matching import (
+    UNPAIRED_SHARE_MAX,
+    Both,
+    CompareError,
+    matched,
+    metric_values,
+    some,
+    with_metric,
+)
 from pipeline.evaluation.statistics.pairs import Groups, Pairs, paired
 from pipeline.evaluation.statistics.planning import Assumed, smallest_effect
 from pipeline.evaluation.statistics.sequence import Verdict
@@ -104,14 +112,15 @@ def compare_paired(
     unpaired_share_max: float = UNPAIRED_SHARE_MAX,
 ) -> Comparison:
     """Whether `candidate` is better than `active` by `metric`: `passed`, `score`, another measure between 0 and 1 where
-    more is better, or `check:NAME`, the mean score of checks of that name. `group`: what is drawn, the results' own
-    where None. `worth_points`: the smallest gain that counts. `arriving`: of sequences whose
+    more is better, or `check:NAME`, the mean score of checks of that name in the cases that have one. `group`: what is
+    drawn, the results' own where None. `worth_points`: the smallest gain that counts. `arriving`: of sequences whose
     pairs are still coming, in the order of ids: so many pairs of a group count.
 
     Raises CompareError with all that is wrong with the two runs: ids twice, other cases, values that are no numbers.
     """
     group = group or (lambda result: result.group)
-    both, unpaired = matched(active, candidate, unpaired_share_max)
+    all_pairs, unpaired = matched(active, candidate, unpaired_share_max)
+    both = with_metric(all_pairs, metric)
     values = metric_values(both, metric)
     groups = [group(first) for first, _ in both]
     pairs = paired([one for one, _ in values], [two for _, two in values], groups)

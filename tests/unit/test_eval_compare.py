@@ -180,6 +180,17 @@ def test_one_case_that_is_missing_is_told_and_left_out() -> None:
     assert "case-0000" in found.notes[0]
 
 
+def test_a_metric_of_one_check_is_of_the_cases_that_have_it() -> None:
+    recall = (CheckResult(check="recall", passed=True, score=0.5),)
+    better = (CheckResult(check="recall", passed=True, score=1.0),)
+    active = [*results(ACTIVE)[:100], *(result(number, 1.0, checks=recall) for number in range(100, 140))]
+    candidate = [*results(BETTER)[:100], *(result(number, 1.0, checks=better) for number in range(100, 140))]
+    found = compare_paired(active, candidate, metric="check:recall")
+    assert (found.pairs, found.difference, found.verdict) == (40, 50.0, "better")
+    with pytest.raises(CompareError, match="no case has a check 'recal'; there are number, recall"):
+        compare_paired(active, candidate, metric="check:recal")
+
+
 def test_one_group_says_nothing() -> None:
     found = compare_paired(results(ACTIVE, group="all"), results([1.0] * 200, group="all"))
     assert (found.verdict, found.groups) == ("inconclusive", 1)
@@ -334,6 +345,7 @@ BROKEN = b'{"format":"ctxpipe-eval-results","version":1}\n'
         (["{a}", "{two}", "--evidence", "{tmp}/e.json"], "differ in the models of 2 tasks (estimate, rebook)"),
         (["{a}", "{b}", "--task", "rebok", "--evidence", "{tmp}/e.json"], "there is no task 'rebok'"),
         (["{a}", "{b}", "--task", "estimate", "--evidence", "{tmp}/e.json"], "the same model for the task 'estimate'"),
+        (["{a}", "{flow}", "--evidence", "{tmp}/e.json"], "A ran the flow 'mine:flow', B 'mine:other'"),
         (["{a}", "{spaces}", "--evidence", "{tmp}/e.json"], "can't be read from the results"),
     ],
 )
@@ -349,6 +361,7 @@ def test_mistakes_of_the_command_line_and_of_files(
         "changed": written("changed.jsonl", BETTER, suite_digest="6" * 64),
         "harness": written("harness.jsonl", BETTER, harness=("case x: no recording",)),
         "two": written("two.jsonl", BETTER, models={"estimate": "small tiny", "rebook": "small tiny"}),
+        "flow": written("flow.jsonl", BETTER, "small tiny", flow="mine:other"),
         "spaces": written("spaces.jsonl", BETTER, "a model of many words"),
         "empty": str(tmp_path / "empty"),
         "broken": str(tmp_path / "broken"),

@@ -12,6 +12,7 @@ from pipeline.guard.errors import HarnessError
 UNPAIRED_SHARE_MAX = 0.01
 """So many of the cases may be in one of both runs only; what is missing is rarely missing by chance."""
 NAMED_MAX = 10
+CHECK = "check:"
 
 
 class CompareError(HarnessError):
@@ -54,6 +55,18 @@ def matched(
     return [(first[name], second[name]) for name in common], unpaired
 
 
+def with_metric(both: Sequence[Both], metric: str) -> Sequence[Both]:
+    """For `check:NAME` those cases that have such a check, which rarely are all; for other metrics all. Raises
+    CompareError where none has it."""
+    if not metric.startswith(CHECK):
+        return both
+    found = [pair for pair in both if any(value_of(side, metric) is not None for side in pair)]
+    if not found:
+        known = sorted({check.check for pair in both for side in pair for check in side.checks})
+        raise CompareError([f"no case has a check {metric.removeprefix(CHECK)!r}; there are {', '.join(known)}"])
+    return found
+
+
 def metric_values(both: Sequence[Both], metric: str) -> list[tuple[float, float]]:
     found: list[tuple[float, float]] = []
     wrong = []
@@ -78,9 +91,8 @@ def value_of(result: CaseResult, metric: str) -> float | None:
     """None: this result has no such measure, or does not know it."""
     if metric == "passed":
         return float(result.passed)
-    kind, _, name = metric.partition(":")
-    if kind == "check" and name:
-        scores = [check.score for check in result.checks if check.check == name]
+    if metric.startswith(CHECK):
+        scores = [check.score for check in result.checks if check.check == metric.removeprefix(CHECK)]
         return math.fsum(scores) / len(scores) if scores else None
     return result.measures.get(metric)
 

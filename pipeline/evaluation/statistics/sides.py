@@ -77,6 +77,10 @@ def mistakes_between(a: Side, b: Side) -> list[str]:
 def task_of(a: Side, b: Side, task: str | None) -> str:
     """The task whose model differs. Raises CompareError where that is none or several, or another than is asked for: a
     gain that two changes share proves neither."""
+    if a.flow != b.flow:
+        raise CompareError(
+            [f"A ran the flow {a.flow!r}, B {b.flow!r}; evidence is of one change: run both with one flow"]
+        )
     unread = sorted({*a.unread, *b.unread})
     if task in unread or (task is None and unread):
         raise CompareError(
