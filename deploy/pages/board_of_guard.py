@@ -20,6 +20,7 @@ def guard() -> Dashboard:
         Row("Endpoints", _endpoints(ask)),
         Row("Outputs and cost", _outputs(ask)),
         Row("Questions for people", _people(ask)),
+        Row("Swaps of models", _swaps(ask)),
     ]
     told = "Who answers calls to models, why it is not the primary, what endpoints do, and what it costs."
     return Dashboard("ctxpipe-guard", "ctxpipe guard", told, rows)
@@ -97,4 +98,28 @@ def _people(ask: Asking) -> list[Panel]:
         Panel("Posts to the webhook", "reqps",
               [Query(ask.rate("ctxpipe_guard_webhooks_total", "outcome"), legend("outcome"))],
               "Failed ones are tried again, refused ones a few times.", heading=PEOPLE),
+        Panel("Lost", "reqps", [Query(ask.rate("ctxpipe_guard_escalations_lost_total", "task"), legend("task"))],
+              "Questions that could not be stored: nobody will see them.", heading="questions-for-people-are-lost"),
+    ]  # fmt: skip
+
+
+def _swaps(ask: Asking) -> list[Panel]:
+    return [
+        Panel("Asked first", "none",
+              [Query(ask.greatest("ctxpipe_guard_routing_info", "task, endpoint"), legend("task", "endpoint"))],
+              "1 for the endpoint that is asked first, by the routing file.", "state-timeline", heading=HEADING,
+              width=12, names={"0": ("no", "blue"), "1": ("asked first", "green")}),
+        Panel("Newest file in force", "none",
+              [Query(f"min({ask.of('ctxpipe_guard_routing_current')})", "in force")],
+              "No: some process refused the newest routing file, or took an endpoint back.", "state-timeline",
+              heading=HEADING, width=12, names={"0": ("no", "red"), "1": ("yes", "green")}),
+        Panel("Swaps and refusals", "short",
+              [Query(f"sum by (task, kind) (increase({ask.of('ctxpipe_guard_swaps_total')}[15m]))",
+                     legend("task", "kind")),
+               Query(f"sum by (reason) (increase({ask.of('ctxpipe_guard_routing_refused_total')}[15m]))",
+                     f"refused {legend('reason')}")],
+              "Within 15 minutes.", heading=HEADING),
+        Panel("Copies for candidates", "reqps",
+              [Query(ask.rate("ctxpipe_guard_shadow_total", "task, outcome"), legend("task", "outcome"))],
+              "Real questions that candidates were asked, too; dropped ones cost nothing.", heading=HEADING),
     ]  # fmt: skip
