@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.evals.generate import departures
-from tests.evals.generate.asking import BUNDLES, asked_staff, decided, film_asks, gate_checks
+from tests.evals.generate.asking import BUNDLES, asked_staff, decided, fetched, film_asks, gate_checks
 from tests.evals.generate.trace import MESSAGES
 from tests.evals.generate.values import CaseLine, case, check
 
@@ -17,6 +17,7 @@ NO_MODEL = check("calls_max", {"model": 0})
 
 def cases() -> Iterator[CaseLine]:
     yield from _store_away()
+    yield from _last_known()
     yield from _sections_missing()
     yield from _too_old()
     yield from _breakers()
@@ -61,6 +62,25 @@ def _store_away() -> Iterator[CaseLine]:
             context=BUNDLES,
             input=film_asks(film, "year"),
             conditions=way,
+        )
+
+
+def _last_known() -> Iterator[CaseLine]:
+    """What was seen before the store went away, at the age that it has by now."""
+    for number, departure in enumerate(departures.very_late()[:8]):
+        age_ms = (0, 60_000)[number % 2]
+        store = ("down", "frozen")[number // 2 % 2]
+        status = "stale" if age_ms else "fresh"
+        answered = [{**one, "rung": "last_known"} for one in fetched(departure, status)]
+        yield case(
+            f"degraded/last-known-{store}-{status}/{departure.key}",
+            "degraded",
+            "a store that goes away takes nothing from those who had seen it, and makes nothing younger than it is",
+            departure.group,
+            [check("context_fetched", answered), *gate_checks(departure, stale=bool(age_ms)), check("rung", "primary")],
+            context=BUNDLES,
+            input=departure.asks(),
+            conditions={"warm": True, "store": store, "age_ms": age_ms},
         )
 
 
