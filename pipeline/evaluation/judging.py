@@ -70,7 +70,8 @@ def _twins(twins: Mapping[str, str]) -> Any:
 
 
 def _timeless(step: Step) -> dict[str, Any]:
-    return {"what": step.what, "name": step.name, "asked": step.asked, "came": step.came}
+    came = {name: value for name, value in step.came.items() if name != "age_ms"}
+    return {"what": step.what, "name": step.name, "asked": step.asked, "came": came}
 
 
 def _malformed(step: Step) -> bool:

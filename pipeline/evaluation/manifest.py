@@ -14,8 +14,8 @@ FILE = "suite.yaml"
 
 
 class HttpFlow(ConfigPart):
-    """A flow in any language. `url` gets each case by POST. `command` is started for the run and ended with it, where
-    it does not run already; it has `ready_s` until the address answers."""
+    """A flow in any language. `url` gets each case by POST. `command` is started in the suite's folder for the
+    run and ended with it; it has `ready_s` until the address answers. Without one, the flow has to run already."""
 
     url: str
     command: tuple[str, ...] = ()

@@ -107,6 +107,11 @@ def _outcomes(
         yield from run_in_processes(suite, here, jobs, prepare)
     elif here:
         yield from _here(suite, here, source, prepare)
+    there = [case for case in cases if over_http and case.kind not in FLOWLESS]
+    if there:
+        from pipeline.evaluation.http_flow import run_over_http
+
+        yield from run_over_http(suite, there, source)
 
 
 def _here(suite: Suite, cases: Sequence[Case], source: Source | None, prepare: str | None) -> Iterator[Outcome]:
@@ -127,9 +132,7 @@ def _fits(case: Case, one: str) -> bool:
 
 def _meant(one: str, names: Sequence[str]) -> str:
     hint = suggestion(one, names)
-    return (
-        hint if "did you mean" in hint else f"; write an id, a pattern like 'a/*', tag:NAME or {', '.join(KINDS)}"
-    )
+    return hint if "did you mean" in hint else f"; write an id, a pattern like 'a/*', tag:NAME or {', '.join(KINDS)}"
 
 
 def _flow_name(suite: Suite) -> str:

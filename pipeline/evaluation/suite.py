@@ -35,6 +35,7 @@ from schemas.yaml_file import Document, Mistake, mistakes_of, read_yaml, suggest
 BASELINE = "baseline.json"
 REPORTS = "reports"
 GUARD, ROUTING = "guard.yaml", "routing.yaml"
+UNSEEN_OVER_HTTP = ("counted", "rung", "reason", "escalated")
 FLOWLESS = ("replay", "retrieval")
 """Kinds that the pipeline alone answers."""
 _SCHEMA_BYTES_MAX = 1_000_000
@@ -373,8 +374,10 @@ def _shape_mistakes(case: Case, manifest: Manifest) -> Iterator[str]:
     if case.kind not in FLOWLESS and manifest.flow is None:
         yield f"kind: a case of the kind {case.kind} runs the flow, and {FILE} names none under flow:"
     http = manifest.flow is not None and manifest.flow.http is not None
-    if http and any(one.check == "counted" for one in case.expect):
-        yield "counted: metrics of a flow over http are not seen"
+    unseen = sorted({one.check for one in case.expect} & set(UNSEEN_OVER_HTTP)) if http else []
+    yield from (
+        f"expect: {one} looks at the guard or the metrics of a flow over http, which are not seen" for one in unseen
+    )
 
 
 def _condition_mistakes(case: Case, guard: GuardConfig | None, folder: Path) -> list[str]:

@@ -42,8 +42,12 @@ def outcome_of(suite: Suite, case: Case, source: Source | None = None) -> Outcom
     try:
         return Outcome(case.id, result_of(suite, case, observe(suite, case, source)))
     except HarnessError as error:
-        told = str(error)
-        return Outcome(case.id, None, told if f"case {case.id}:" in told else f"case {case.id}: {told}")
+        return Outcome(case.id, None, harness_told(case, str(error)))
+
+
+def harness_told(case: Case, told: str) -> str:
+    """With the case's id, where it is not named already."""
+    return told if f"case {case.id}:" in told else f"case {case.id}: {told}"
 
 
 def run_in_processes(suite: Suite, cases: Sequence[Case], jobs: int, prepare: str | None) -> Iterator[Outcome]:
