@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+from pipeline.core import telemetry
 from pipeline.core.config import Config, load
 from pipeline.core.errors import ConfigError, EnvironmentProblem
 from pipeline.core.guarding import GuardSection
@@ -65,6 +67,7 @@ async def open_guard(
     section = read.guard
     if section is None:
         raise ConfigError([f"{read.path}: 'guard' is missing; write guard: {{endpoints: […], routes: {{…}}}}"])
+    telemetry.configure_guest(os.environ)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(HttpClient())
         queue = KafkaEscalations(

@@ -1,15 +1,19 @@
-"""Traces of single changes by OpenTelemetry: capture, publish, process (apply, assemble, put), embed, index.
+"""Traces of single changes by OpenTelemetry: capture, publish, process (apply, assemble, put), embed, index; and of
+calls to models, with their metrics.
 
-Nothing of OpenTelemetry is imported unless the environment asks for traces, as its specification says: an OTLP endpoint
-(OTEL_EXPORTER_OTLP_ENDPOINT) or an exporter (OTEL_TRACES_EXPORTER). The context of a trace travels in Kafka's headers.
-Spans say where (topic, partition, offset, context, space) and never which row: keys may be personal data.
+Nothing of OpenTelemetry is imported unless the environment asks for it, as its specification says: for traces by an
+OTLP endpoint (OTEL_EXPORTER_OTLP_ENDPOINT) or an exporter (OTEL_TRACES_EXPORTER), for metrics, which Prometheus gets
+anyway, by OTEL_METRICS_EXPORTER or an endpoint of their own. The context of a trace travels in Kafka's headers. Spans
+say where (topic, partition, offset, context, space) and never which row: keys may be personal data.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from pipeline.core.errors import EnvironmentProblem
@@ -17,11 +21,14 @@ from pipeline.core.logging import SparseLog
 from schemas.headers import TRACEPARENT, Headers, trace_of
 
 if TYPE_CHECKING:
+    from opentelemetry.metrics import Histogram, Meter
     from opentelemetry.trace import Span, Tracer
 
 Kind = Literal["internal", "producer", "consumer"]
 Attributes = Mapping[str, str | int]
 """By the names of NAMES."""
+Values = Mapping[str, str | int | float]
+"""By OpenTelemetry's own names."""
 
 NAMES: Mapping[str, tuple[str, str]] = {
     "system": ("messaging.system", "messaging.system.name"),
@@ -45,7 +52,7 @@ TRACED_MAX = 8
 """Of one batch; a producer of somebody else's that samples everything must not turn each record into spans."""
 FLUSH_S = 2.0
 TELL_EVERY_S = 60.0
-_EXPORTERS = "opentelemetry_traces_exporter"
+_EXPORTERS = {"traces": "opentelemetry_traces_exporter", "metrics": "opentelemetry_metrics_exporter"}
 _SAMPLED = 0x01
 
 
@@ -122,6 +129,47 @@ class Traces:
         return tuple((name, value.encode("ascii", "replace")) for name, value in carrier.items())
 
 
+class ModelCalls:
+    """Spans and metrics of calls to models, under whatever names the guard gives; either may not be wanted."""
+
+    def __init__(self, tracer: Tracer | None, meter: Meter | None) -> None:
+        self._tracer, self._meter = tracer, meter
+        self._histograms: dict[str, Histogram] = {}
+
+    @contextmanager
+    def around(self, name: str, attributes: Values) -> Iterator[Callable[[Values], None]]:
+        """A span that others inside become parts of, itself part of the caller's current one. What is called with more
+        attributes adds them."""
+        if self._tracer is None:
+            yield lambda _: None
+            return
+        with self._tracer.start_as_current_span(name, attributes=dict(attributes)) as span:
+            yield lambda more: span.set_attributes(dict(more))
+
+    def asked(self, name: str, attributes: Values, began_us: int, ended_us: int, problem: str = "") -> None:
+        """One question to one endpoint, which is over."""
+        if self._tracer is None:
+            return
+        from opentelemetry.trace import SpanKind, StatusCode
+
+        span = self._tracer.start_span(
+            name, kind=SpanKind.CLIENT, start_time=began_us * 1000, attributes=dict(attributes)
+        )
+        if problem:
+            span.set_status(StatusCode.ERROR, problem)
+        span.end(max(began_us, ended_us) * 1000)
+
+    def measured(self, name: str, unit: str, bounds: Sequence[float], value: float, attributes: Values) -> None:
+        """Into the histogram of that name."""
+        if self._meter is None:
+            return
+        found = self._histograms.get(name)
+        if found is None:
+            found = self._meter.create_histogram(name, unit, explicit_bucket_boundaries_advisory=bounds)
+            self._histograms[name] = found
+        found.record(value, dict(attributes))
+
+
 class Received(Protocol):
     """A record of Kafka, schemas.record's or the client's."""
 
@@ -164,7 +212,8 @@ def is_sampled(headers: Headers) -> bool:
 
 
 _current: Traces | None = None
-_provider: Any = None
+_models: ModelCalls | None = None
+_providers: list[Any] = []
 
 
 def traces() -> Traces | None:
@@ -172,48 +221,109 @@ def traces() -> Traces | None:
     return _current
 
 
+def model_calls() -> ModelCalls | None:
+    """The same of calls to models; None: nobody wants their traces or metrics."""
+    return _models
+
+
 def configure(role: str, environment: Mapping[str, str]) -> Traces | None:
     """Once per process. Raises EnvironmentProblem for an exporter that is not installed."""
-    global _current, _provider
-    exporters = wanted_exporters(environment)
-    if not exporters:
+    global _current, _models
+    exporters, metric_exporters = wanted_exporters(environment), wanted_metric_exporters(environment)
+    if not exporters and not metric_exporters:
         return None
     try:
         from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise EnvironmentProblem(
-            "the environment asks for traces (OTEL_…), and OpenTelemetry is not installed: pip install "
-            "'ctxpipe[telemetry]', or set OTEL_TRACES_EXPORTER=none"
+            "the environment asks for traces or metrics (OTEL_…), and OpenTelemetry is not installed: pip install "
+            "'ctxpipe[telemetry]', or set OTEL_TRACES_EXPORTER=none and OTEL_METRICS_EXPORTER=none"
         ) from error
     named = "OTEL_SERVICE_NAME" in environment or "service.name=" in environment.get("OTEL_RESOURCE_ATTRIBUTES", "")
     own = {"service.namespace": "ctxpipe"} | ({} if named else {"service.name": f"ctxpipe-{role}"})
-    provider = TracerProvider(resource=Resource.create(own))
-    for name in exporters:
-        exporter: Any = Telling(_exporter(name))
-        provider.add_span_processor(BatchSpanProcessor(exporter))
-    _provider = provider
-    _current = Traces(provider.get_tracer("ctxpipe"), environment.get("OTEL_SEMCONV_STABILITY_OPT_IN", ""))
+    resource = Resource.create(own)
+    tracer = _tracer(exporters, resource) if exporters else None
+    meter = _meter(metric_exporters, resource) if metric_exporters else None
+    if tracer is not None:
+        _current = Traces(tracer, environment.get("OTEL_SEMCONV_STABILITY_OPT_IN", ""))
+    _models = ModelCalls(tracer, meter)
     return _current
+
+
+def configure_guest(environment: Mapping[str, str]) -> None:
+    """In somebody else's application: calls to models go where its own spans and metrics go, where it has set up
+    OpenTelemetry's SDK; else as the environment says. Does nothing where `configure` was called. Raises as it does."""
+    global _models
+    if _models is not None:
+        return
+    theirs = _of_application("trace", "TracerProvider"), _of_application("metrics", "MeterProvider")
+    if theirs == (None, None):
+        configure("guard", environment)
+        return
+    tracers, meters = theirs
+    _models = ModelCalls(
+        None if tracers is None else tracers.get_tracer("ctxpipe"),
+        None if meters is None else meters.get_meter("ctxpipe"),
+    )
+
+
+def _of_application(kind: str, name: str) -> Any:
+    """The SDK's provider that an application has set; None where it has none. Imports nothing that is not there."""
+    api, sdk = sys.modules.get(f"opentelemetry.{kind}"), sys.modules.get(f"opentelemetry.sdk.{kind}")
+    if api is None or sdk is None:
+        return None
+    provider = api.get_tracer_provider() if kind == "trace" else api.get_meter_provider()
+    return provider if isinstance(provider, getattr(sdk, name)) else None
 
 
 def flush() -> None:
     """At the end of a process: what has not been exported yet is, within FLUSH_S."""
-    if _provider is not None:
-        thread = threading.Thread(target=_provider.shutdown, name="telemetry-flush", daemon=True)
+    threads = [threading.Thread(target=one.shutdown, name="telemetry-flush", daemon=True) for one in _providers]
+    for thread in threads:
         thread.start()
+    for thread in threads:
         thread.join(FLUSH_S)
 
 
 def wanted_exporters(environment: Mapping[str, str]) -> Sequence[str]:
     """Names of exporters, as OpenTelemetry registers them; none where nothing asks for traces."""
+    places = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    return _wanted(environment, "TRACES", places)
+
+
+def wanted_metric_exporters(environment: Mapping[str, str]) -> Sequence[str]:
+    """The same of metrics. An endpoint for everything is not enough: many that take traces take no metrics."""
+    return _wanted(environment, "METRICS", ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",))
+
+
+def _wanted(environment: Mapping[str, str], signal: str, places: Sequence[str]) -> Sequence[str]:
     if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return ()
-    places = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
     default = "otlp" if any(environment.get(name) for name in places) else "none"
-    names = [name.strip() for name in (environment.get("OTEL_TRACES_EXPORTER") or default).split(",")]
-    return [_otlp(environment) if name == "otlp" else name for name in names if name not in ("", "none")]
+    names = [name.strip() for name in (environment.get(f"OTEL_{signal}_EXPORTER") or default).split(",")]
+    return [_otlp(environment, signal) if name == "otlp" else name for name in names if name not in ("", "none")]
+
+
+def _tracer(exporters: Sequence[str], resource: Any) -> Tracer:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    provider = TracerProvider(resource=resource)
+    for name in exporters:
+        exporter: Any = Telling(_exporter(name, "traces"))
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+    _providers.append(provider)
+    return provider.get_tracer("ctxpipe")
+
+
+def _meter(exporters: Sequence[str], resource: Any) -> Meter:
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+
+    readers = [PeriodicExportingMetricReader(_exporter(name, "metrics")) for name in exporters]
+    provider = MeterProvider(readers, resource)
+    _providers.append(provider)
+    return provider.get_meter("ctxpipe")
 
 
 class Telling:
@@ -238,22 +348,23 @@ class Telling:
         return result
 
 
-def _otlp(environment: Mapping[str, str]) -> str:
-    specific = environment.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
+def _otlp(environment: Mapping[str, str], signal: str) -> str:
+    specific = environment.get(f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL")
     protocol = specific or environment.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
     return "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"
 
 
-def _exporter(name: str) -> Any:
+def _exporter(name: str, signal: str) -> Any:
     from importlib.metadata import entry_points
 
+    group = _EXPORTERS[signal]
     try:
-        for point in entry_points(group=_EXPORTERS, name=name):
+        for point in entry_points(group=group, name=name):
             return point.load()()
     except ImportError as error:
-        raise EnvironmentProblem(f"the exporter {name} of traces can't be loaded: {error}") from error
-    known = ", ".join(sorted({"otlp", "none", *(point.name for point in entry_points(group=_EXPORTERS))}))
+        raise EnvironmentProblem(f"the exporter {name} of {signal} can't be loaded: {error}") from error
+    known = ", ".join(sorted({"otlp", "none", *(point.name for point in entry_points(group=group))}))
     raise EnvironmentProblem(
-        f"no exporter of traces is named {name}; here there are {known}. Set OTEL_TRACES_EXPORTER, or install it"
-        + (": pip install opentelemetry-exporter-otlp-proto-grpc" if name == "otlp_proto_grpc" else "")
+        f"no exporter of {signal} is named {name}; here there are {known}. Set OTEL_{signal.upper()}_EXPORTER, or "
+        "install it" + (": pip install opentelemetry-exporter-otlp-proto-grpc" if name == "otlp_proto_grpc" else "")
     )

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Literal
 
 from pipeline.core.clock import Clock
-from pipeline.guard import measures
+from pipeline.guard import measures, spans
 from pipeline.guard.client import ModelClient
 from pipeline.guard.config import Endpoint, Route
 from pipeline.guard.errors import HarnessError
@@ -187,6 +187,7 @@ class Asker:
         )
         call.attempts.append(attempt)
         measures.attempted(call.request, attempt)
+        spans.attempted(call.request, endpoint, attempt, self._clock.now_us())
 
 
 def _output_mark(reason: Reason) -> Mark:

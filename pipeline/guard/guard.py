@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pipeline.core.clock import Clock, SystemClock
 from pipeline.core.errors import CtxpipeError
-from pipeline.guard import measures
+from pipeline.guard import measures, spans
 from pipeline.guard.asking import Answer, Asker, Call
 from pipeline.guard.breaker import State
 from pipeline.guard.budgets import EVERYBODY, InFlight
@@ -84,6 +84,9 @@ class Guard:
     async def call(self, request: ModelRequest) -> Result:
         """Within `deadline_s`, whatever models do. Raises CancelledError for the caller's own cancel, which counts
         against nobody, and HarnessError for a mistake of a stand-in."""
+        return await spans.called(request, self._call)
+
+    async def _call(self, request: ModelRequest) -> Result:
         route = self._config.routes.get(request.task) or self._config.routes.get(EVERYBODY)
         began_s = self._clock.monotonic_s()
         call = Call(request, route or _NO_ROUTE, began_s, end_s(began_s, request.deadline_s))

@@ -298,7 +298,7 @@ async def test_an_escalation_that_can_not_be_stored_in_time_is_said_to_be_pendin
     assert result.escalation == "pending"
     go.set()
     await world.guard.close()
-    assert "an escalation could not be stored: the queue is away" in caplog.text
+    assert "of the task t could not be stored: the queue is away" in caplog.text
 
 
 async def test_a_limit_of_cost_holds_for_all_attempts_together() -> None:
