@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.commands._durations import duration_s
+
 if TYPE_CHECKING:
     from pipeline.lookup.api_keys import KeyList, StoredKey
 
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 Decorated = Callable[..., Any]
 
 
@@ -69,13 +70,13 @@ def new(
             tenant=tenant or (old.tenant if old else None),
             scopes=scopes or (old.scopes if old else ()),
             fields=_fields(fields) or (old.fields if old else {}),
-            expires_s=None if expires is None else now_s + _duration_s("--expires", expires),
+            expires_s=None if expires is None else now_s + duration_s("--expires", expires),
             replaces=replaces,
         )
         _refuse(made)
         kept = keys.keys
         if old is not None:
-            kept = _with(kept, old, now_s + _duration_s("--overlap", overlap))
+            kept = _with(kept, old, now_s + duration_s("--overlap", overlap))
         write(KeyList((*kept, made)))
     if as_json:
         click.echo(_json({"id": key_id, "key": text, **_shown(made, now_s)}))
@@ -197,15 +198,6 @@ def _fields(texts: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
             raise ConfigError([f"--fields {text!r}: write CONTEXT:PATH,PATH, e.g. flight:id,plane.year"])
         found[context] = (*found.get(context, ()), *named)
     return found
-
-
-def _duration_s(option: str, text: str) -> int:
-    from pipeline.core.errors import ConfigError
-
-    number, unit = text[:-1], text[-1:]
-    if not (number.isascii() and number.isdigit() and len(number) < 7 and unit in _UNITS_S):
-        raise ConfigError([f"{option} {text!r} is no duration; write a number and s, m, h or d, e.g. 90d"])
-    return int(number) * _UNITS_S[unit]
 
 
 def _shown(key: StoredKey, now_s: float) -> dict[str, Any]:
