@@ -11,12 +11,13 @@ VERDICTS: dict[str, tuple[str, Colour]] = {
     "2": ("inconclusive", "yellow"),
     "3": ("nothing decided", "red"),
 }
+DRIFTS: dict[str, tuple[str, Colour]] = {**VERDICTS, "0": ("steady", "green"), "1": ("worse", "red")}
 HEADING = "metrics"
 
 
 def evals() -> Dashboard:
     ask = Asking()
-    rows = [Row("Verdicts", _verdicts(ask)), Row("Scores", _scores(ask))]
+    rows = [Row("Verdicts", _verdicts(ask)), Row("Scores", _scores(ask)), Row("Live models", _drift(ask))]
     told = "What the runs of evaluation suites came to, and how scores, times and costs move."
     return Dashboard("ctxpipe-evals", "ctxpipe evaluation", told, rows)
 
@@ -54,4 +55,30 @@ def _scores(ask: Asking) -> list[Panel]:
               "Mean, of cases whose cost is known.", heading=HEADING),
         Panel("Time of a run", "s", [Query(ask.greatest("ctxpipe_eval_run_seconds", "suite"), legend("suite"))],
               "Real time.", heading=HEADING),
+    ]  # fmt: skip
+
+
+def _drift(ask: Asking) -> list[Panel]:
+    suite = legend("suite")
+    age = f"time() - {ask.greatest('ctxpipe_eval_drift_success_timestamp_seconds', 'suite')}"
+    return [
+        Panel("Drift", "none", [Query(ask.greatest("ctxpipe_eval_drift_verdict", "suite"), suite)],
+              "Live models beside their recordings.", "state-timeline", heading=HEADING, width=12, names=DRIFTS),
+        Panel("Age of the last look", "s", [Query(age, suite)],
+              "Of one that decided something.", heading=HEADING, width=12),
+        Panel("Points, live less recorded", "short",
+              [Query(ask.greatest("ctxpipe_eval_drift_points", "suite"), suite),
+               Query(ask.greatest("ctxpipe_eval_drift_low_points", "suite"), f"{suite}, at least")],
+              "Of 100; below zero: the answers got worse.", heading=HEADING, width=12),
+        Panel("Cases that moved", "short",
+              [Query(ask.greatest("ctxpipe_eval_drift_moved_cases", "suite, outcome"), legend("suite", "outcome"))],
+              "Fell, rose, or were lost to an outage.", heading=HEADING, width=12),
+        Panel("Answered in other words", "percentunit",
+              [Query(ask.greatest("ctxpipe_eval_drift_other_answers_ratio", "suite"), suite)],
+              "Of the requests that were recorded.", heading=HEADING),
+        Panel("Another model answers", "short",
+              [Query(ask.greatest("ctxpipe_eval_drift_other_models", "suite"), suite)],
+              "Endpoints that name their model otherwise than when they were recorded.", heading=HEADING),
+        Panel("Cost of a look", "currencyUSD", [Query(ask.greatest("ctxpipe_eval_drift_cost", "suite"), suite)],
+              "What is known of it.", heading=HEADING),
     ]  # fmt: skip

@@ -15,7 +15,7 @@ ROLES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("`ctxpipe worker`, embedding", ("embedding",)),
     ("`ctxpipe serve`", ("lookup", "active_space", "search", "replica")),
     ("Whoever calls models through `pipeline.guard`", ("guard",)),
-    ("`ctxpipe eval run --prometheus`", ("eval",)),
+    ("`ctxpipe eval run --prometheus`, `ctxpipe eval drift`", ("eval",)),
     ("Every role on a change's way: connect, worker, serve", ("freshness",)),
     ("`ctxpipe canary`", ("canary",)),
     ("`ctxpipe collector`", ("group", "partition", "collector", "source", "dead_letters")),

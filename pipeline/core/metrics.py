@@ -293,6 +293,22 @@ eval_verdict = _gauge(
 )
 eval_seconds = _gauge("ctxpipe_eval_run_seconds", "Real time of the last run.", "suite")
 eval_ended = _gauge("ctxpipe_eval_ended_seconds", "When it ended, in seconds since 1970.", "suite")
+eval_drift_verdict = _gauge(
+    "ctxpipe_eval_drift_verdict", "0 steady, 1 worse than recorded, 2 inconclusive, 3 nothing decided.", "suite"
+)
+eval_drift_success = _gauge(
+    "ctxpipe_eval_drift_success_timestamp_seconds", "When a look at live models last decided something.", "suite"
+)
+eval_drift_points = _gauge("ctxpipe_eval_drift_points", "Mean of the metric, live less recorded.", "suite")
+eval_drift_low = _gauge("ctxpipe_eval_drift_low_points", "Its lower bound, one-sided, 95%.", "suite")
+eval_drift_moved = _gauge("ctxpipe_eval_drift_moved_cases", "Cases that fell, rose, were lost.", "suite", "outcome")
+eval_drift_other_answers = _gauge(
+    "ctxpipe_eval_drift_other_answers_ratio", "Share of requests that were answered in other words.", "suite"
+)
+eval_drift_other_models = _gauge(
+    "ctxpipe_eval_drift_other_models", "Endpoints where a model of another name answers.", "suite"
+)
+eval_drift_cost = _gauge("ctxpipe_eval_drift_cost", "What the last look cost, where it is known.", "suite")
 
 
 def expose() -> tuple[bytes, str]:
