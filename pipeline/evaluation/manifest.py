@@ -53,7 +53,8 @@ class FlowPart(ConfigPart):
 class Manifest(ConfigPart):
     """`now`: where every case's clock begins. `case_s_max`: of real time, for one case. `schemas`: names of JSON Schema
     files. `counts`: how many cases of each kind there have to be, so that none gets lost unseen. `fixtures`: patterns
-    of files whose digests are part of the suite; None: all but cases, baseline, reports, Python and Markdown."""
+    of files whose digests are part of the suite; None: all but cases, baseline, reports, code and Markdown. `routing`:
+    a routing file, in the suite or not, whose active models are asked instead of guard.yaml's."""
 
     suite: str = Field(min_length=1, max_length=100)
     flow: FlowPart | None = None

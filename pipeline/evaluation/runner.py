@@ -9,8 +9,8 @@ import fnmatch
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, redirect_stdout
 from random import Random
 
 from pipeline.evaluation.errors import SuiteError
@@ -48,13 +48,14 @@ def run_suite(
         Random(seed).shuffle(cases)
     began_s = time.monotonic()
     results, harness = [], []
-    for done, outcome in enumerate(_outcomes(suite, cases, jobs, source, prepare), 1):
-        if outcome.result is not None:
-            results.append(outcome.result)
-        if outcome.harness:
-            harness.append(outcome.harness)
-        if progress is not None:
-            progress(done, len(cases))
+    with closing(_outcomes(suite, cases, jobs, source, prepare)) as outcomes:
+        for done, outcome in enumerate(outcomes, 1):
+            if outcome.result is not None:
+                results.append(outcome.result)
+            if outcome.harness:
+                harness.append(outcome.harness)
+            if progress is not None:
+                progress(done, len(cases))
     results.sort(key=lambda result: result.id)
     return Run(
         suite=suite.name,
@@ -96,7 +97,7 @@ def models_of(suite: Suite) -> dict[str, str]:
 
 def _outcomes(
     suite: Suite, cases: Sequence[Case], jobs: int | None, source: Source | None, prepare: str | None
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     over_http = suite.flow is not None and suite.flow.http is not None
     here = [case for case in cases if not over_http or case.kind in FLOWLESS]
     if jobs is None:

@@ -5,9 +5,7 @@ Nothing runs here but imports of the flow's modules, so that a name that leads n
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,31 +14,48 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipeline.core.errors import ConfigError
 from pipeline.evaluation.case_file import MISTAKES_MAX, CaseLine, read_cases
+from pipeline.evaluation.case_shape import FLOWLESS, GUARD, condition_mistakes, files_of, raw_files, shape_mistakes
 from pipeline.evaluation.checks import expectation_mistakes
 from pipeline.evaluation.checks.of_output import schema_mistake
 from pipeline.evaluation.digests import file_digest, suite_digest
 from pipeline.evaluation.errors import SuiteError
+from pipeline.evaluation.importing import import_object, prepare_imports
 from pipeline.evaluation.manifest import FILE, FlowPart, Manifest
-from pipeline.evaluation.models.answers import mistakes_of as mistakes_of_conditions
-from pipeline.evaluation.models.faults import RAW
 from pipeline.evaluation.values import KINDS, Case
 from pipeline.guard.config import GuardConfig, Route
+from pipeline.guard.routing.config import routed
+from pipeline.guard.routing.file import read_routing
 from pipeline.guard.strict_json import InvalidOutput, parse
 from schemas.context import ContextSpec
 from schemas.context_file import read_context
 from schemas.errors import SpecError
 from schemas.yaml_file import Document, Mistake, mistakes_of, read_yaml, suggestion
 
+__all__ = [
+    "BASELINE",
+    "FLOWLESS",
+    "GUARD",
+    "REPORTS",
+    "ROUTING",
+    "Suite",
+    "import_object",
+    "path_mistake",
+    "prepare_imports",
+    "read_suite",
+    "with_model",
+]
+
 BASELINE = "baseline.json"
 REPORTS = "reports"
-GUARD, ROUTING = "guard.yaml", "routing.yaml"
-UNSEEN_OVER_HTTP = ("counted", "rung", "reason", "escalated")
-FLOWLESS = ("replay", "retrieval")
-"""Kinds that the pipeline alone answers."""
+ROUTING = "routing.yaml"
 _SCHEMA_BYTES_MAX = 1_000_000
 _PLACE = re.compile(r"(.+?):(\d+): ")
-_NO_FIXTURES = (".py", ".pyc", ".md")
+_NO_FIXTURES = frozenset(
+    (".py", ".pyc", ".md", ".js", ".mjs", ".ts", ".go", ".rs", ".java", ".kt", ".rb", ".php", ".sh")
+)
+"""Code is what is judged, not what it is judged on."""
 
 
 @dataclass(frozen=True)
@@ -110,42 +125,13 @@ def path_mistake(folder: Path, relative: str) -> str:
     return ""
 
 
-def import_object(name: str) -> Any:
-    """What `module:object` names. Raises ValueError with one sentence."""
-    module, _, attribute = name.partition(":")
-    if not module or not attribute:
-        raise ValueError(f"{name!r} is no object; write module:name, such as mine.flow:handle")
-    try:
-        found: Any = importlib.import_module(module)
-    except Exception as error:  # noqa: BLE001 - a module of somebody else: whatever it raises is told, not guessed at
-        raise ValueError(f"{module} can't be imported: {type(error).__name__}: {error}") from None
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"{module} has no {attribute!r}{suggestion(part, vars(found))[:200]}")
-        found = getattr(found, part)
-    return found
-
-
-def import_paths(suite_folder: Path, flow: FlowPart | None) -> list[str]:
-    """Where the flow's modules are looked for before all other places."""
-    extra = [str((suite_folder / one).resolve()) for one in (flow.path if flow else ())]
-    return [*extra, str(Path.cwd()), str(suite_folder.resolve())]
-
-
-def prepare_imports(suite_folder: Path, flow: FlowPart | None) -> None:
-    """Puts those places on sys.path, each once."""
-    for one in reversed(import_paths(suite_folder, flow)):
-        if one not in sys.path:
-            sys.path.insert(0, one)
-
-
 class _Reader:
     """Reads on after a mistake, so that all are told together."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._mistakes: list[str] = []
-        self._guard_broken = False
+        self._guard_broken = self._routing_named = False
         self.schemas: dict[str, Any] = {}
         self.specs: dict[str, ContextSpec] = {}
 
@@ -154,12 +140,13 @@ class _Reader:
         manifest = self._manifest(document)
         self.specs = self._contexts(manifest)
         self.schemas = self._schemas(manifest, document)
-        guard = self._guard(manifest, document)
+        routing = self._routing_file(manifest)
+        guard = self._routed(self._guard(manifest, document), routing)
         case_files = self._matching(manifest.cases, document, "cases")
         lines = self._cases(case_files, manifest, guard)
         self._check_counts(lines, manifest, document)
         self._check_flow(manifest, document)
-        fixtures = self._fixtures(manifest, document, case_files, [line.case for line in lines])
+        fixtures = self._fixtures(manifest, document, [*case_files, routing], [line.case for line in lines])
         self._raise_mistakes()
         lines.sort(key=lambda line: line.case.id)
         digests = {line.case.id: line.digest for line in lines}
@@ -268,14 +255,29 @@ class _Reader:
             self._guard_broken = True
             return None
 
+    def _routing_file(self, manifest: Manifest) -> Path:
+        """It may be outside of the suite, where the service reads it: a change of it is what the suite is run for."""
+        self._routing_named = manifest.routing is not None
+        return self._folder / (manifest.routing or ROUTING)
+
+    def _routed(self, guard: GuardConfig | None, routing: Path) -> GuardConfig | None:
+        """The active models of the routing file take the place of the guard's own."""
+        if guard is None or (not self._routing_named and not routing.exists()):
+            return guard
+        try:
+            return routed(guard, read_routing(routing, guard).config)
+        except ConfigError as error:
+            self._mistakes += error.mistakes
+            return guard
+
     def _cases(self, files: list[Path], manifest: Manifest, guard: GuardConfig | None) -> list[CaseLine]:
         mistakes: list[str] = []
         lines = read_cases(files, mistakes)
         for line in lines:
-            told = [*expectation_mistakes(line.case, self), *_shape_mistakes(line.case, manifest)]
+            told = [*expectation_mistakes(line.case, self), *shape_mistakes(line.case, manifest)]
             if not self._guard_broken:
-                told += _condition_mistakes(line.case, guard, self._folder)
-            told += [found for one in _files_of(line.case) if (found := path_mistake(self._folder, one))]
+                told += condition_mistakes(line.case, guard, self._folder)
+            told += [found for one in files_of(line.case) if (found := path_mistake(self._folder, one))]
             mistakes += [f"{line.place}: case {line.case.id!r}: {one}" for one in told]
         self._mistakes += sorted(mistakes, key=_file_and_line)
         return lines
@@ -311,14 +313,14 @@ class _Reader:
                 self._tell(document, location, f"{name} is a {type(found).__name__}, which can't be called")
 
     def _fixtures(
-        self, manifest: Manifest, document: Document, case_files: list[Path], cases: list[Case]
+        self, manifest: Manifest, document: Document, others: list[Path], cases: list[Case]
     ) -> dict[str, str]:
         if manifest.fixtures is None:
             paths = {path for path in _files(self._folder) if path.suffix not in _NO_FIXTURES}
         else:
             paths = set(self._matching(manifest.fixtures, document, "fixtures"))
-        paths |= {self._folder / one for case in cases for one in (*_files_of(case), *_raw_files(case))}
-        paths -= {*case_files, self._folder / BASELINE}
+        paths |= {self._folder / one for case in cases for one in (*files_of(case), *raw_files(case))}
+        paths -= {*others, self._folder / BASELINE}
         found = {}
         for path in sorted(paths):
             if path.is_file():
@@ -346,47 +348,6 @@ def _with_primary(route: Route, endpoint: str) -> Route:
     others = tuple(one for one in route.others if one != endpoint)
     local = tuple(one for one in route.local if one != endpoint)
     return route.model_copy(update={"primary": endpoint, "others": others, "local": local})
-
-
-def _files_of(case: Case) -> list[str]:
-    """Files of the suite that a case names."""
-    return [one for one in (case.context.events, case.context.bundles) if one is not None]
-
-
-def _raw_files(case: Case) -> list[str]:
-    """Files with answers of endpoints; that they are there is checked with the other conditions."""
-    scripts = case.conditions.answers.values()
-    return [one.removeprefix(RAW) for script in scripts for one in script if one.startswith(RAW)]
-
-
-def _shape_mistakes(case: Case, manifest: Manifest) -> Iterator[str]:
-    context = case.context
-    if context.events is not None and context.bundles is not None:
-        yield "context: has events and bundles; a case has one of them"
-    if context.until is not None and context.events is None:
-        yield "context.until: is a number of records of a log, and the case has no events"
-    if case.kind == "replay" and context.events is None:
-        yield "context.events: a replay needs a log"
-    if case.kind != "replay" and case.twins:
-        yield "twins: only a replay has them"
-    if case.kind == "retrieval" and context.bundles is None and context.events is None:
-        yield "context.bundles: a retrieval needs bundles to search in"
-    if case.kind not in FLOWLESS and manifest.flow is None:
-        yield f"kind: a case of the kind {case.kind} runs the flow, and {FILE} names none under flow:"
-    http = manifest.flow is not None and manifest.flow.http is not None
-    unseen = sorted({one.check for one in case.expect} & set(UNSEEN_OVER_HTTP)) if http else []
-    yield from (
-        f"expect: {one} looks at the guard or the metrics of a flow over http, which are not seen" for one in unseen
-    )
-
-
-def _condition_mistakes(case: Case, guard: GuardConfig | None, folder: Path) -> list[str]:
-    conditions = case.conditions
-    if guard is not None:
-        return mistakes_of_conditions(conditions, guard, folder)
-    if conditions.answers or conditions.delay_ms or conditions.breakers_open:
-        return [f"conditions: tell what endpoints do, and the suite has none; write {GUARD}"]
-    return []
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import random
 import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -17,11 +18,12 @@ from multiprocessing.process import BaseProcess
 from pipeline.evaluation.errors import SuiteError
 from pipeline.evaluation.judging import result_of
 from pipeline.evaluation.models.answers import Source
-from pipeline.evaluation.python_flow import observe
+from pipeline.evaluation.python_flow import observe, told_of
 from pipeline.evaluation.suite import Suite, import_object, prepare_imports
 from pipeline.evaluation.values import Case, CaseResult, Observed
 from pipeline.guard.errors import HarnessError
 
+_LOG = logging.getLogger("ctxpipe.evaluation")
 START_S = 120.0
 """Until a new process has imported what it needs."""
 GRACE_S = 10.0
@@ -39,10 +41,14 @@ class Outcome:
 
 def outcome_of(suite: Suite, case: Case, source: Source | None = None) -> Outcome:
     """Runs it here."""
+    random.seed(case.id)  # what a flow draws by chance, it draws alike in every run
     try:
         return Outcome(case.id, result_of(suite, case, observe(suite, case, source)))
     except HarnessError as error:
         return Outcome(case.id, None, harness_told(case, str(error)))
+    except Exception as error:  # noqa: BLE001 - a defect of ours is no verdict on the flow, and no end of the run
+        _LOG.debug("case %s", case.id, exc_info=error)
+        return Outcome(case.id, None, harness_told(case, f"a defect of the harness: {told_of(error)}"))
 
 
 def harness_told(case: Case, told: str) -> str:
@@ -136,7 +142,8 @@ class _Pool:
     def _lost(self, place: int, worker: _Worker) -> Iterator[Outcome]:
         alive, code, case = worker.process.is_alive(), worker.process.exitcode, worker.case
         if not worker.ready:
-            raise SuiteError([f"a process for cases did not start within {START_S:g} s (exit code {code})"])
+            told = f"did not start within {START_S:g} s" if alive else f"ended before its first case (exit code {code})"
+            raise SuiteError([f"a process for cases {told}"])
         worker.end()
         if case is not None:
             limit_s = self._suite.manifest.case_s_max
@@ -172,6 +179,3 @@ def _work(connection: Connection, suite: Suite, prepare: str | None) -> None:
             return
         sys.stdout.flush()
         connection.send(outcome_of(suite, cases[name]))
-
-
-Progress = Callable[[int, int], None]

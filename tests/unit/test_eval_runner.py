@@ -4,6 +4,7 @@ own; what keeps a case from being run is never a verdict."""
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -348,3 +349,33 @@ def test_answers_of_another_source_are_for_this_process(suite: BegunSuite) -> No
     with pytest.raises(SuiteError, match="run with jobs=0"):
         run_suite(read, jobs=2, source=source)
     assert models_of(replace(read, guard=None)) == {}
+
+
+def test_what_a_flow_draws_by_chance_is_the_same_in_every_run(suite: BegunSuite) -> None:
+    suite.flow("chance_flow", "import random\n\ndef handle(asked, given):\n    return random.random()\n")
+    suite.cases(case("a"), case("b"))
+    one, other = suite.run(), suite.run(jobs=1, seed=3)
+    assert one.digest == other.digest
+    assert of(one, "a").output != of(one, "b").output
+
+
+def test_a_defect_of_the_harness_is_no_verdict(suite: BegunSuite, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> Any:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(workers, "result_of", broken)
+    run = suite.run(only=["output"])
+    assert run.results == ()
+    assert run.harness[0].startswith("case output/no-such-order: a defect of the harness: ZeroDivisionError: ours (")
+
+
+def test_whoever_stops_a_run_stops_its_processes(suite: BegunSuite) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(done: int, of_all: int) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        suite.run(jobs=2, progress=stop)
+    assert multiprocessing.active_children() == []

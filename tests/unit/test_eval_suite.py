@@ -260,3 +260,34 @@ def test_schema_and_model_agree(suite: BegunSuite) -> None:
 def test_every_check_is_in_the_readme() -> None:
     text = (Path(schemas.__file__).parents[1] / "pipeline/evaluation/README.md").read_text()
     assert [name for name in CHECKS if f"| `{name}` |" not in text] == []
+
+
+def test_the_routing_file_says_who_is_asked_and_is_no_fixture(suite: BegunSuite, tmp_path: Path) -> None:
+    before = suite.read()
+    text = "version: 1\ntasks:\n  answer: {active: here, override_reason: because I say so}\n"
+    (suite.folder / "routing.yaml").write_text(text)
+    routed = suite.read()
+    assert routed.guard is not None
+    assert (routed.guard.routes["answer"].primary, routed.guard.routes["answer"].local) == ("here", ())
+    assert routed.digest == before.digest
+    (suite.folder / "routing.yaml").rename(tmp_path / "routing.yaml")
+    assert suite.read().guard == before.guard
+    suite.change(
+        "suite.yaml", lambda old: old.replace("guard: guard.yaml", "guard: guard.yaml\nrouting: ../routing.yaml")
+    )
+    outside = suite.read()
+    assert outside.guard == routed.guard
+    (tmp_path / "routing.yaml").write_text(text.replace("here", "heer"))
+    assert "routing.yaml:3: tasks.answer.active: " in "\n".join(mistakes(suite))
+    (tmp_path / "routing.yaml").unlink()
+    assert "routing.yaml: no such file" in "\n".join(mistakes(suite))
+
+
+def test_code_beneath_a_suite_is_no_fixture(suite: BegunSuite) -> None:
+    before = suite.read().digest
+    (suite.folder / "flow.js").write_text("//")
+    (suite.folder / ".hidden").mkdir()
+    (suite.folder / ".hidden/data.json").write_text("1")
+    assert suite.read().digest == before
+    (suite.folder / "data.json").write_text("1")
+    assert suite.read().digest != before
