@@ -188,3 +188,54 @@ async def test_a_real_quantised_model_is_recorded(suite: Path, tmp_path: Path) -
         made.kill()
     run = await asyncio.to_thread(run_suite, read_suite(suite), only=["degraded/breaker-open"], jobs=0)
     assert run.harness == () and len(before) == told["recorded"]
+
+
+HTTP_FLOW = """
+import json, sys, urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+
+class Flow(BaseHTTPRequestHandler):
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        said = "first"
+        for turn in range(2):  # the second question depends on the first answer
+            body = {"model": "any", "messages": [{"role": "user", "content": f"{said} {asked['input']['n']}"}]}
+            request = urllib.request.Request(asked["model_url"] + "/chat/completions", json.dumps(body).encode(),
+                                             {"content-type": "application/json"})
+            with urllib.request.urlopen(request) as answer:
+                said = json.load(answer)["choices"][0]["message"]["content"]
+        whole = json.dumps({"output": {"said": said}}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(whole)))
+        self.end_headers()
+        self.wfile.write(whole)
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Flow).serve_forever()
+"""
+
+
+async def test_flows_in_other_languages_are_recorded_alike(tmp_path: Path, server: FaultServer) -> None:
+    """They ask over HTTP; a second question that hangs on the first answer comes in a second round."""
+    suite, port = tmp_path / "http", choose_port()
+    (suite / "cases").mkdir(parents=True)
+    (suite / "flow.py").write_text(HTTP_FLOW)
+    command = json.dumps([sys.executable, str(suite / "flow.py"), str(port)])
+    flow = f'{{http: {{url: "http://127.0.0.1:{port}/run", command: {command}}}}}'
+    (suite / "suite.yaml").write_text(f"suite: over-http\nflow: {flow}\nguard: guard.yaml\n")
+    endpoint = '{name: large, url: "http://127.0.0.1:1/v1", model: m, price: local-cpu}'
+    (suite / "guard.yaml").write_text(f"endpoints: [{endpoint}]\nroutes: {{'*': {{primary: large}}}}\n")
+    expect = [{"check": "equals", "path": "/said", "value": REPLY}]
+    lines = [{"id": f"c/{n}", "kind": "output", "input": {"n": n}, "expect": expect} for n in range(3)]
+    (suite / "cases/all.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, told = await recorded(suite, "--model-url", server.url("valid"), "--yes")
+    assert (code, told["failed"], told["harness"]) == (0, {}, [])
+    assert (told["recorded"], told["rounds"]) == (6, 2)
+    await server.stop()
+    run = await asyncio.to_thread(run_suite, read_suite(suite))
+    assert run.harness == () and [result.passed for result in run.results] == 3 * [True]
