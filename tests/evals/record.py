@@ -39,8 +39,7 @@ def gate_prompts(count: int) -> list[dict[str, Any]]:
     return [_for_local(body) for body in bodies[:count]]
 
 
-async def record_real_answers() -> None:
-    prompts = gate_prompts(len(REAL_ANSWERS))
+async def record_real_answers(prompts: list[dict[str, Any]]) -> None:
     async with aiohttp.ClientSession() as session:
         for name, prompt in zip(REAL_ANSWERS, prompts, strict=True):
             url = f"http://127.0.0.1:{LOCAL_PORT}/v1/chat/completions"
@@ -49,9 +48,9 @@ async def record_real_answers() -> None:
                 (SUITE / name).write_bytes(await answer.read())
 
 
-async def record(options: list[str]) -> int:
+async def record(prompts: list[dict[str, Any]], options: list[str]) -> int:
     async with listening():
-        await record_real_answers()
+        await record_real_answers(prompts)
         words = [sys.executable, "-m", "pipeline.cli", "eval", "record", str(SUITE), *options]
         return await (await asyncio.create_subprocess_exec(*words)).wait()
 
@@ -62,4 +61,4 @@ def _for_local(body: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(record(sys.argv[1:])))
+    sys.exit(asyncio.run(record(gate_prompts(len(REAL_ANSWERS)), sys.argv[1:])))
