@@ -163,6 +163,14 @@ async def test_a_flow_that_catches_everything_hides_no_missing_recording(suite: 
     assert len(guard.harness) == 1 and "no recording" in guard.harness[0]
 
 
+async def test_a_stream_is_no_recording(suite: Suite) -> None:
+    body = {**body_of(request(), CONFIG.endpoints[0]), "stream": True}
+    asked = answers_of(suite, case())
+    with pytest.raises(HarnessError, match="stream: false"):
+        asked.next(body, CONFIG.endpoints[0])
+    assert len(asked.harness) == 1
+
+
 async def test_another_model_another_revision_and_other_words_are_other_recordings(suite: Suite) -> None:
     record(suite, said('{"answer": 7}'))
     body, (large, here) = body_of(request(), CONFIG.endpoints[0]), CONFIG.endpoints

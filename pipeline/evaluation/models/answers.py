@@ -101,6 +101,11 @@ class Answers:
         return replace(answer, first_byte_s=answer.first_byte_s + delay_s, took_s=answer.took_s + delay_s)
 
     def _next(self, body: Mapping[str, Any], endpoint: Endpoint, task: str, left_s: float) -> RawAnswer:
+        if body.get("stream"):
+            raise HarnessError(
+                f"case {self._case.id}: it asks {endpoint.name} for a stream; recordings are whole answers: ask with "
+                "stream: false"
+            )
         try:
             key = key_of(body, endpoint.model, endpoint.revision)
         except CANT_BE_WRITTEN as error:
