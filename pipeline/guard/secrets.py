@@ -21,15 +21,21 @@ KNOWN_CHARACTERS_MIN = 6
 """A shorter one would be found in every other word."""
 DEPTH_MAX = 40
 CUT = " …(cut)"
-_LOOKS_LIKE_ONE = re.compile(
-    r"\b(?:sk|pk|rk)-[A-Za-z0-9_-]{16,}"
-    r"|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_[A-Za-z0-9_]{20,}|\bglpat-[A-Za-z0-9_-]{16,}"
-    r"|\bxox[abprs]-[A-Za-z0-9-]{10,}|\bAKIA[0-9A-Z]{16}\b|\bAIza[0-9A-Za-z_-]{35}|\bwhsec_[A-Za-z0-9+/=]{16,}"
-    r"|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
-    r"|(?i:\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{12,}",
-    re.DOTALL,
+SHAPES: tuple[tuple[str, str], ...] = (
+    ("a key of a model provider", r"\b(?:sk|pk|rk)-[A-Za-z0-9_-]{16,}"),
+    ("a token of GitHub", r"\b(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,})"),
+    ("a token of GitLab", r"\bglpat-[A-Za-z0-9_-]{16,}"),
+    ("a token of Hugging Face", r"\bhf_[A-Za-z0-9]{30,}"),
+    ("a token of Slack", r"\bxox[abprs]-[A-Za-z0-9-]{10,}"),
+    ("a key of AWS", r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
+    ("a key of Google", r"\bAIza[0-9A-Za-z_-]{35}"),
+    ("a secret of a webhook", r"\bwhsec_[A-Za-z0-9+/=]{16,}"),
+    ("a signed token", r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"),
+    ("a private key", r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"),
+    ("a credential of a header", r"(?i:\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{12,}"),
 )
+"""What it is called, and what it looks like; `.` is any character."""
+_LOOKS_LIKE_ONE = re.compile("|".join(shape for _, shape in SHAPES), re.DOTALL)
 _NAMES_ONE = re.compile(rf"{SECRET_KEY.pattern}|^authorization$|^cookie$|^set-cookie$", re.IGNORECASE)
 
 

@@ -173,7 +173,7 @@ def secrets() -> Secrets:
         ("hf_" + 34 * "a", "a token of Hugging Face"),
         ("xoxb-" + "1234567890-ab", "a token of Slack"),
         ("eyJ" + "hbGciOiJI.eyJzdWIiOiIx.SflKxwRJSMeKKF2Q", "a signed token"),
-        ("Authorization: Bearer " + "abcdefghijklmnopqrst", "a bearer credential"),
+        ("Authorization: Bearer " + "abcdefghijklmnopqrst", "a credential of a header"),
         ("-----BEGIN RSA PRIVATE " + "KEY-----\nMII\n-----END RSA PRIVATE " + "KEY-----", "a private key"),
         ("postgresql://app:hunter2@db/x", "the password of an address"),
     ],

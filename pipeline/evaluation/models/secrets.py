@@ -8,26 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.guard.config import GuardConfig
+from pipeline.guard.secrets import SHAPES
 
 SECRET_CHARACTERS_MIN = 8
 """A shorter value of the environment would be found in words that are none."""
 _NAMED = re.compile(r"(^|_)(api_?key|key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
 """Variables of the environment whose values are secrets."""
 
-_SHAPES: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("a key of a model provider", re.compile(r"\bsk-[A-Za-z0-9_-]{16,}")),
-    ("a key of Google", re.compile(r"\bAIza[A-Za-z0-9_-]{30,}")),
-    ("a key of AWS", re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")),
-    ("a token of GitHub", re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,})")),
-    ("a token of GitLab", re.compile(r"\bglpat-[A-Za-z0-9_-]{20,}")),
-    ("a token of Hugging Face", re.compile(r"\bhf_[A-Za-z0-9]{30,}")),
-    ("a token of Slack", re.compile(r"\bxox[abprs]-[A-Za-z0-9-]{10,}")),
-    ("a signed token", re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}")),
-    ("a bearer credential", re.compile(r"(?i)(?<=\bbearer )[A-Za-z0-9._~+/=-]{16,}")),
-    ("a private key", re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)")),
-    ("the password of an address", re.compile(r"(?<=://)[^\s/:@\"'\\]*:[^\s/@\"'\\]+(?=@)")),
+_ADDRESS = re.compile(r"(?<=://)[^\s/:@\"'\\]*:[^\s/@\"'\\]+(?=@)")
+_SHAPES = (
+    *((name, re.compile(shape, re.DOTALL)) for name, shape in SHAPES),
+    ("the password of an address", _ADDRESS),
 )
-"""What it is called, and what it looks like."""
 
 
 @dataclass(frozen=True, slots=True)
