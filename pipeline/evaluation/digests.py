@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-_CHUNK_BYTES = 1 << 20
+DEPTH_MAX = 200
+"""Of values; checks go down them by recursion."""
 
 
 def canonical(value: Any) -> bytes:
@@ -24,30 +25,33 @@ def canonical(value: Any) -> bytes:
         return text.encode()
     except UnicodeEncodeError:
         raise ValueError("a text holds half of a surrogate pair, which no file can hold") from None
-    except RecursionError:
-        raise ValueError("it is nested too deeply, or holds itself") from None
 
 
-def plain(value: Any, path: str = "") -> Any:
+def plain(value: Any, path: str = "", depth: int = 0) -> Any:
     """A copy of dicts, lists, texts, numbers, true, false and null. Models of pydantic and dataclasses become objects,
     decimals texts, tuples lists. Raises ValueError that names the place of what JSON can't hold."""
     if value is None or isinstance(value, bool | str):
         return value
+    if depth > DEPTH_MAX:
+        raise ValueError(f"it is nested deeper than {DEPTH_MAX} levels, or holds itself")
     if isinstance(value, int | float):
         if not math.isfinite(value):
             raise ValueError(f"{path or 'it'} is {value}, which JSON can't hold")
         return value
     if isinstance(value, BaseModel):
-        return plain(value.model_dump(mode="json"), path)
+        return plain(value.model_dump(mode="json"), path, depth)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {one.name: plain(getattr(value, one.name), f"{path}/{one.name}") for one in dataclasses.fields(value)}
+        return {
+            one.name: plain(getattr(value, one.name), f"{path}/{one.name}", depth + 1)
+            for one in dataclasses.fields(value)
+        }
     if isinstance(value, Mapping):
         wrong = next((key for key in value if not isinstance(key, str)), None)
         if wrong is not None:
             raise ValueError(f"{path or 'it'} has the key {wrong!r}, which is no text")
-        return {key: plain(inner, f"{path}/{key}") for key, inner in value.items()}
+        return {key: plain(inner, f"{path}/{key}", depth + 1) for key, inner in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
-        return [plain(inner, f"{path}/{position}") for position, inner in enumerate(value)]
+        return [plain(inner, f"{path}/{position}", depth + 1) for position, inner in enumerate(value)]
     if isinstance(value, Decimal):
         return str(value)
     raise ValueError(f"{path or 'it'} is a {type(value).__name__}, which JSON can't hold")

@@ -151,6 +151,7 @@ class ToldTools:
             raise HarnessError(told)
         began_s = self._clock.monotonic_s()
         came: dict[str, Any] = {}
+        asked = _as_json(dict(arguments))  # before the tool can change them
         try:
             value = await self._tools.call(name, arguments)
             came["value"] = _as_json(value)
@@ -162,7 +163,6 @@ class ToldTools:
             came["raised"] = told_of(error)
             raise
         finally:
-            asked = _as_json(dict(arguments))
             self._seen.steps.append(
                 Step(
                     what="tool",

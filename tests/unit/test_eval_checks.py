@@ -413,6 +413,10 @@ def test_canonical_text_is_one_whatever_the_order_of_keys(value: Any) -> None:
     assert canonical(turned(value)) == text
 
 
+itself: list[Any] = []
+itself.append(itself)
+
+
 @pytest.mark.parametrize(
     ("value", "told"),
     [
@@ -421,6 +425,7 @@ def test_canonical_text_is_one_whatever_the_order_of_keys(value: Any) -> None:
         ({"a": [object()]}, "/a/0 is a object, which JSON can't hold"),
         ({"a": b"x"}, "/a is a bytes"),
         ("\ud800", "half of a surrogate pair"),
+        (itself, "nested deeper than 200 levels, or holds itself"),
     ],
 )
 def test_what_json_can_not_hold_has_no_canonical_text(value: Any, told: str) -> None:
