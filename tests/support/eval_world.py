@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.evaluation.values import Case, Step
+from pipeline.evaluation.values import Case
 from schemas.context import ContextSpec
 
 ORDER: dict[str, Any] = {
@@ -92,7 +92,8 @@ class Log:
     ) -> None:
         """A row as it is from now on; None deletes it."""
         self._lsn += 1
-        told = {"version": "ctxpipe-test", "connector": "postgresql", "name": source, "snapshot": "false", "db": "d"}
+        told: dict[str, Any] = {"version": "ctxpipe-test", "connector": "postgresql", "name": source, "db": "d"}
+        told["snapshot"] = "false"
         told |= {"schema": "public", "table": table, "txId": 1, "lsn": self._lsn, "ts_ms": 1000, "ts_us": 1_000_000}
         told["sequence"] = f'["{self._lsn}","{self._lsn}"]'
         value = {"before": None, "after": row, "source": told, "op": "d" if row is None else "u", "ts_ms": 1000}
@@ -132,7 +133,3 @@ def order_log() -> Log:
     log.order(2, 8, "moved")
     log.add("shop", "items", {"order_id": 1, "line": 2}, None, 0)
     return log
-
-
-class Steps(list[Step]):
-    """What was told, in order."""

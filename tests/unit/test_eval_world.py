@@ -140,7 +140,8 @@ async def test_a_search_is_a_step_and_its_bundles_are_seen(suite: SmallSuite) ->
         found = await world.client.search("product", "red boots", k=2, filter={"year": {"lt": 2000}})
         assert [hit.key for hit in found.hits] == ["p1"] and found.hits[0].bundle.data["title"] == "red boots"
         assert found.mode == "hybrid" and found.degraded is None and not found.hits[0].moved_on
-        assert (await world.client.get("product", "p1")).embedding.state == "current"
+        label = (await world.client.get("product", "p1")).embedding
+        assert label is not None and label.state == "current"
         (info,) = [one for one in await world.client.contexts() if one.context == "product"]
         assert info.space == found.space
     search = told[0]
