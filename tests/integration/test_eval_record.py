@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ import pytest
 
 from deploy.local import model_server
 from deploy.local.processes import choose_port
-from pipeline.evaluation.models.recordings import read_recordings
+from pipeline.evaluation.models.gathering import asking_cases, gather, live_endpoints
+from pipeline.evaluation.models.live import Live, LivePlan
+from pipeline.evaluation.models.recordings import Recordings, read_recordings, write_recordings
 from pipeline.evaluation.runner import run_suite
 from pipeline.evaluation.scaffold import begin_suite
 from pipeline.evaluation.suite import read_suite
 from pipeline.guard.faults import FaultServer
+from pipeline.guard.prices import read_prices
 from tests.support.eventually import eventually
 
 REPLY = json.dumps({"answer": "On 5 January.", "quote": "2026-01-05", "refund": False})
@@ -90,6 +94,32 @@ async def test_recorded_once_replayed_for_ever(suite: Path, server: FaultServer)
     first = await asyncio.to_thread(run_suite, read_suite(suite), jobs=0)
     second = await asyncio.to_thread(run_suite, read_suite(suite), jobs=0)
     assert first.harness == () and first.digest == second.digest
+
+
+async def test_the_run_that_is_recorded_is_its_own_replay(
+    suite: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Output, trace, times and checks of every case, to the digit."""
+    monkeypatch.setenv("MODEL_KEY", KEY)
+    read = read_suite(suite)
+    endpoints, secrets = live_endpoints(read, [server.url("slow")])
+    live = Live(LivePlan(endpoints=endpoints, secrets=secrets, prices=read_prices(), day=date(2026, 11, 30)))
+    gathered = await asyncio.to_thread(gather, read, live, Recordings(), asking_cases(read, None))
+    assert gathered.whole and live.calls == sum(server.asked.values()) > 0
+    write_recordings(suite / "recordings", live.recordings())
+    run = await asyncio.to_thread(run_suite, read_suite(suite), jobs=0)
+    replayed = {result.id: result for result in run.results if result.id in gathered.results}
+    assert replayed == gathered.results
+    assert any(step.took_ms >= 1000 * server.delay_s for one in run.results for step in one.steps)
+
+
+async def test_a_secret_in_a_prompt_is_sent_to_nobody(suite: Path, server: FaultServer) -> None:
+    cases = suite / "cases/first.jsonl"
+    cases.write_text(cases.read_text().replace("When does it come?", f"My key is {KEY}. When does it come?"))
+    code, told = await recorded(suite, "--model-url", server.url("valid"), "--yes", "--only", "output/when")
+    assert (code, told["recorded"], sum(server.asked.values())) == (3, 0, 0)
+    assert "the key of endpoint large at /messages/1/content" in told["failed"]["output/when"]
+    assert KEY not in json.dumps(told) and not bytes_of(suite)
 
 
 async def test_missing_asks_only_what_is_missing_and_writes_the_same_bytes(suite: Path, server: FaultServer) -> None:
