@@ -24,6 +24,7 @@ from pipeline.guard.breaker import State
 from pipeline.guard.budgets import EVERYBODY, InFlight
 from pipeline.guard.client import ModelClient
 from pipeline.guard.config import Endpoint, GuardConfig, Route
+from pipeline.guard.endings import Endings
 from pipeline.guard.escalations import Escalation, Escalations
 from pipeline.guard.gates import Gates
 from pipeline.guard.hedging import hedged
@@ -50,6 +51,8 @@ FUNCTION = "function"
 """The name that it has among the endpoints of attempts and metrics."""
 PUT_S_MAX = 30.0
 """How long an escalation may take to be stored, after the caller has its answer."""
+LATE_S_MAX, SLOW_S = 0.05, 0.002
+"""Beyond a deadline: until when a function is begun all the same. One that takes less than SLOW_S always is."""
 _LAST_OUTPUT_CHARACTERS_MAX = 20_000
 _NO_ROUTE = Route(primary=EVERYBODY)
 _log = logging.getLogger(__name__)
@@ -78,7 +81,7 @@ class Guard:
         self._escalations = escalations
         self._gates = Gates(config, prices or read_prices(), self._clock, chance)
         self._asker = Asker(client, self._gates, self._clock)
-        self._tenants = InFlight()
+        self._tenants, self._endings = InFlight(), Endings()
         self._puts: set[asyncio.Task[None]] = set()
 
     async def call(self, request: ModelRequest) -> Result:
@@ -87,15 +90,23 @@ class Guard:
         return await spans.called(request, self._call)
 
     async def _call(self, request: ModelRequest) -> Result:
-        route = self._config.routes.get(request.task) or self._config.routes.get(EVERYBODY)
         began_s = self._clock.monotonic_s()
-        call = Call(request, route or _NO_ROUTE, began_s, end_s(began_s, request.deadline_s))
+        ends_s = end_s(began_s, request.deadline_s)
+        booking = self._endings.book(ends_s, began_s, request.deadline_s, request.task)
+        try:
+            result = await self._answered(request, began_s, booking.ends_s)
+        finally:
+            self._endings.release(booking, self._clock.monotonic_s(), began_s + request.deadline_s)
+        measures.answered(request, result)
+        return result
+
+    async def _answered(self, request: ModelRequest, began_s: float, ends_s: float) -> Result:
+        route = self._config.routes.get(request.task) or self._config.routes.get(EVERYBODY)
+        call = Call(request, route or _NO_ROUTE, began_s, ends_s)
         if route is None:
             self._tell_of_no_route(call)
         answer = await self._models(call) if route is not None else None
-        result = self._of_model(call, answer) if answer is not None else await self._without_model(call)
-        measures.answered(request, result)
-        return result
+        return self._of_model(call, answer) if answer is not None else await self._without_model(call)
 
     def with_routes(self, routes: Mapping[str, Route]) -> Guard:
         """A guard whose calls go by other routes, between the same endpoints: breakers, pauses, budgets and escalations
@@ -207,7 +218,7 @@ class Guard:
         reason: Reason = ""
         value, detail = None, ""
         try:
-            value = function(call.request)
+            value = self._quickly(call, function)
             if inspect.isawaitable(value):
                 async with asyncio.timeout(self._left_s(call, FUNCTION_SHARE)):
                     value = await value
@@ -231,6 +242,19 @@ class Guard:
         call.attempts.append(attempt)
         measures.attempted(call.request, attempt)
         return value
+
+    def _quickly(self, call: Call, function: Function) -> Any:
+        """Raises TimeoutError where the function is known to keep the loop from others whose time is not over yet,
+        and could give this caller a late answer only."""
+        task, began_s = call.request.task, self._clock.monotonic_s()
+        expected_s = self._endings.expected_s(task)
+        latest_s = call.began_s + max(0.0, call.request.deadline_s) + LATE_S_MAX
+        if expected_s > SLOW_S and began_s + expected_s > latest_s:
+            raise TimeoutError
+        try:
+            return function(call.request)
+        finally:
+            self._endings.took(task, self._clock.monotonic_s() - began_s)
 
     async def _escalate(self, call: Call) -> Result:
         request = call.request
