@@ -24,7 +24,7 @@ from pipeline.evaluation.statistics.pairs import Pairs, paired
 from pipeline.evaluation.statistics.planning import Assumed, plan
 from pipeline.evaluation.statistics.sequence import Watch
 
-RESAMPLES = 999
+RESAMPLES = 499
 PEEKED_PAIRS = 1_000
 POWER_POINTS = 5.0
 Random = np.random.Generator
@@ -268,20 +268,14 @@ def coverages() -> list[Scenario]:
 
 
 def simulate(scenario: Scenario, seed: int, repeats: int) -> dict[str, Any]:
-    """Each has its own stream of chance, so that one alone gives what it gives among all. What must never be exceeded is
-    repeated twice as often."""
+    """Each has its own stream of chance, so that one alone gives what it gives among all. What may never be more
+    is repeated twice as often."""
     random = np.random.default_rng([seed, zlib.crc32(scenario.name.encode())])
     repeats *= 2 if scenario.part in ("fixed", "peeking") else 1
     count, more = scenario.run(random, repeats)
     low = float(special.betaincinv(count, repeats - count + 1, 0.025)) if count else 0.0
     high = float(special.betaincinv(count + 1, repeats - count, 0.975)) if count < repeats else 1.0
     share = count / repeats
-    if scenario.part == "power":
-        kept = abs(share - scenario.aim) <= POWER_POINTS / 100
-    elif scenario.part == "watch":
-        kept = high >= scenario.aim - POWER_POINTS / 100
-    else:
-        kept = share <= scenario.aim
     return {
         "part": scenario.part,
         "repeats": repeats,
@@ -289,9 +283,24 @@ def simulate(scenario: Scenario, seed: int, repeats: int) -> dict[str, Any]:
         "share": round(share, 4),
         "share_95": [round(low, 4), round(high, 4)],
         "aim": round(scenario.aim, 4),
-        "kept": kept,
+        "kept": kept(scenario.part, share, (low, high), scenario.aim),
         **more,
     }
+
+
+def kept(part: str, share: float, share_95: tuple[float, float], aim: float) -> bool:
+    """Power within 5 points of the plan; of what may not be exceeded: nothing shows that it is. Exact tests are at 5%,
+    so that every other simulation of one comes out a little above."""
+    low, high = share_95
+    if part == "power":
+        return abs(share - aim) <= POWER_POINTS / 100
+    return high >= aim - POWER_POINTS / 100 if part == "watch" else low <= aim
+
+
+def overall(found: Sequence[dict[str, Any]], part: str) -> float:
+    """The share over all scenarios of a part together."""
+    mine = [one for one in found if one["part"] == part]
+    return round(sum(one["share"] * one["repeats"] for one in mine) / sum(one["repeats"] for one in mine), 4)
 
 
 def main() -> None:
@@ -307,7 +316,8 @@ def main() -> None:
             found.append(simulate(scenario, asked.seed, asked.repeats))
             print(json.dumps(found[-1]), flush=True)
     if asked.report is not None:
-        report = {"repeats": asked.repeats, "seed": asked.seed, "resamples": RESAMPLES, "scenarios": found}
+        parts = {one["part"]: overall(found, one["part"]) for one in found}
+        report = {"seed": asked.seed, "resamples": RESAMPLES, "overall": parts, "scenarios": found}
         asked.report.write_text(json.dumps(report, indent=1) + "\n")
 
 

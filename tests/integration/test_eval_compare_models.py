@@ -117,3 +117,24 @@ def test_models_that_there_are_not_decide_nothing(suite: Path, capsys: pytest.Ca
 def test_a_suite_tells_how_many_pairs_it_has_for_a_plan(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["eval", "compare", str(suite), "--plan", "effect=40,discordant=0.6"]) == 0
     assert f"has {CASES} cases in {CASES} groups" in capsys.readouterr().out
+
+
+ROUTING = """
+version: 1
+tasks:
+  add: {active: old}
+"""
+
+
+def test_the_evidence_promotes_the_better_model_and_no_other(
+    suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    routing, guard = tmp_path / "routing.yaml", suite / "guard.yaml"
+    routing.write_text(ROUTING)
+    for candidate, code in (("broken", 1), ("new", 0)):
+        made = tmp_path / f"{candidate}.json"
+        assert compare(suite, capsys, ["--model", f"B={candidate}", "--evidence", str(made)])[0] == code
+        words = ["route", "promote", "add", candidate, "--evidence", str(made), "--file", str(routing)]
+        assert run([*words, "--guard", str(guard)]) == code, capsys.readouterr()
+        assert ("active: new" in routing.read_text()) is (code == 0)
+    assert run(["route", "check", str(routing), "--guard", str(guard)]) == 0
