@@ -390,3 +390,41 @@ async def test_the_answer_is_the_guards(tmp_path: Path) -> None:
     made.open()
     result = await made.call()
     assert (result.output, result.rung, result.raw) == ({"answer": 42}, "primary", says(VALID).body)
+
+
+async def test_late_calls_of_one_trial_say_nothing_of_the_next(tmp_path: Path) -> None:
+    """The same model, promoted again with other evidence, begins anew: the tenth bad call of the first time is late."""
+    made = world(tmp_path, new=[BAD])
+    made.open()
+    await promote(made, limits=LIMITS, others=["old"])
+    for _ in range(9):
+        await made.call()
+    asked = made.client.asked["new"]
+    made.client.gates["new"] = asyncio.Event()
+    made.clock.now_s += 60  # its breakers let one through
+    late = asyncio.ensure_future(made.guard.call(made.request()))
+    await made.clock.run_until(lambda: made.client.asked["new"] > asked)
+    made.files.write({"active": "old"})
+    await made.look()
+    again = made.files.evidence(proves(pairs=600), "again.json")
+    made.files.write({"active": "new", "evidence": again, "limits": LIMITS, "others": ["old"]})
+    await made.look()
+    made.client.gates.pop("new").set()
+    await made.clock.run(late)
+    assert made.guard._state.taken_back == ()
+    assert active(made) == "new"
+
+
+async def test_a_change_of_the_ladder_does_not_begin_a_new_trial(tmp_path: Path) -> None:
+    made = world(tmp_path, new=[BAD])
+    made.open()
+    limits = {**LIMITS, "watch_s": 3600}
+    await promote(made, limits=limits, others=["old"])
+    made.clock.now_s += 3000
+    evidence = made.files.evidence(proves(), "new.json")
+    made.files.write({"active": "new", "evidence": evidence, "limits": limits, "others": ["old", "third"]})
+    await made.look()
+    made.clock.now_s += 700
+    for _ in range(30):
+        await made.call()
+    assert active(made) == "new"
