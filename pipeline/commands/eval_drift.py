@@ -29,7 +29,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
               help="Ask everything so many times; a case counts by its mean.")  # fmt: skip
 @click.option("--metric", default="score", show_default=True, help="passed, score, or check:NAME.")
 @click.option("--margin", "margin_points", type=click.FloatRange(0.1, 100), default=5.0, show_default=True,
-              metavar="POINTS", help="A loss up to this, of 100, is none.")  # fmt: skip
+              metavar="POINTS", help="A loss up to this, of 100, that chance explains is none.")  # fmt: skip
 @click.option("--every", metavar="DURATION", help="Look again and again, such as 6h, until SIGTERM or Ctrl-C.")
 @live_options
 @click.option("--keep", type=FOLDER, metavar="FOLDER", help="Write what came there, as recordings.")
@@ -42,8 +42,8 @@ def command(suite: Path, every: str | None, metrics_port: int | None, **options:
     Nothing in the suite changes. An endpoint that is away is no drift: a look that loses more than a tenth of the cases
     decides nothing. Equal cases are compared pair by pair, and groups count, not cases.
 
-    Exit code 0: not worse, within the margin; 1: worse; 2: it can't be told from so few; 3: nothing was decided. With
-    --every, 0 when it was stopped; an outage is told, and ends nothing.
+    Exit code 0: not worse; 1: worse by more than chance; 2: a loss over the margin that may be chance; 3: nothing was
+    decided. With --every, 0 when it was stopped; an outage is told, and ends nothing.
     """
     from pipeline.commands._durations import duration_s
 

@@ -223,6 +223,7 @@ def other_models(past: Recordings, made: Sequence[Recording]) -> tuple[OtherMode
 
 
 def _verdict(compared: Comparison, metric: str, margin_points: float) -> tuple[Verdict, str]:
+    """Worse is what chance does not explain, however little; the margin is for what it may explain."""
     pairs = f"{compared.pairs} pairs in {compared.groups} groups"
     if compared.better == compared.worse == 0:
         return "steady", f"{metric} is the same in every case ({pairs})"
@@ -232,12 +233,10 @@ def _verdict(compared: Comparison, metric: str, margin_points: float) -> tuple[V
     )
     if compared.difference < 0 and compared.p_worse <= ALPHA:
         return "worse", f"the answers got worse: {figures}, p = {compared.p_worse:.2g}"
-    if compared.low >= -margin_points:
-        return "steady", f"not worse by more than {margin_points:g} points: {figures}"
-    return (
-        "inconclusive",
-        f"a loss of {margin_points:g} points is neither seen nor ruled out: {figures}; ask more draws",
-    )
+    if compared.difference >= -margin_points:
+        return "steady", f"no more than chance, and within {margin_points:g} points: {figures}"
+    unclear = f"a loss of more than {margin_points:g} points, which may be chance"
+    return "inconclusive", f"{unclear}: {figures}, p = {compared.p_worse:.2g}; ask more draws, or write more cases"
 
 
 def _averaged(draws: Sequence[CaseResult], metric: str) -> CaseResult:
