@@ -25,8 +25,6 @@ BLOCKING: tuple[State, ...] = ("regressed", "failed", "missing")
 Lower = Callable[[Sequence[float], Sequence[float], Sequence[str]], Literal["lower", "same", "unknown"]]
 """(scores of the baseline, scores now, groups), pairwise → whether more than chance speaks for a loss."""
 
-SUBJECTS = frozenset({"routing.yaml"})
-"""Files of a suite that are what is judged, not what it is judged on: a swapped model has to pass as it comes."""
 SAME = 1e-9
 """Scores that differ by less are one: sums of products end otherwise on another processor."""
 BLESS = 'if that is meant: ctxpipe eval bless SUITE --reason "…"'
@@ -220,7 +218,7 @@ def _harness(
 def _changed_fixtures(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """New ones are not among them: no case of the baseline can rest on them."""
     found = []
-    for file in sorted(before.keys() - SUBJECTS):
+    for file in sorted(before):
         if file not in now:
             found.append(f"{file} (gone)")
         elif before[file] != now[file]:
@@ -291,7 +289,7 @@ def _notes(run: Run, baseline: Baseline | None, graded: Sequence[Graded], new: S
             yield f"model of task {task!r}: was {was}, is {now}"
     if new:
         yield f"not in the baseline yet: {listed(new)}; {BLESS}"
-    added = sorted(run.fixtures.keys() - baseline.fixtures.keys() - SUBJECTS)
+    added = sorted(run.fixtures.keys() - baseline.fixtures.keys())
     if added:
         yield f"new fixtures: {some(added)}"
     for one in graded:

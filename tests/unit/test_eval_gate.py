@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.evaluation.baseline import Baseline, blessed
 from pipeline.evaluation.gate import Judgement, judged, stopped
+from pipeline.evaluation.statistics.lower import lower_than_baseline
 from pipeline.evaluation.values import CaseResult, Run
 from tests.support.eval_results import result, run_of, sha
 
@@ -101,10 +102,8 @@ def test_a_new_fixture_is_told_and_harmless() -> None:
     assert "new fixtures: events/b.jsonl" in found.notes
 
 
-def test_a_swapped_model_is_what_is_judged() -> None:
-    base = baseline_of(run_of([result("a")], fixtures={"routing.yaml": sha("old"), "guard.yaml": sha("g")}))
-    after = {"routing.yaml": sha("new"), "guard.yaml": sha("g")}
-    found = judge([result("a")], base, ("a",), fixtures=after, models={"rebook": "small tiny"})
+def test_a_swapped_model_is_what_is_judged_and_is_told() -> None:
+    found = judge([result(name) for name in NAMES], models={"rebook": "small tiny"})
     assert found.verdict == "pass"
     assert found.notes == ("model of task 'rebook': was large gpt-4o 2026-01, is small tiny",)
 
@@ -191,6 +190,22 @@ def test_the_smallest_loss_counts_and_no_rounding(less: float, verdict: str) -> 
     found = judge(results, GRADED, lower=asked("unknown", []))
     assert found.verdict == verdict
     assert next(one for one in found.graded if one.check == "recall").fell == (("a",) if less > 1e-9 else ())
+
+
+@pytest.mark.parametrize(("fallen", "verdict"), [(40, "regression"), (1, "inconclusive"), (0, "pass")])
+def test_many_losses_are_no_chance_and_one_may_be(fallen: int, verdict: str) -> None:
+    names = [f"query/{number:02}" for number in range(40)]
+    base = baseline_of(run_of([result(name, group=name, scores={"ndcg": 0.9}) for name in names]))
+    scores = [0.85 if number < fallen else 0.9 for number in range(40)]
+    now = [result(name, group=name, scores={"ndcg": score}) for name, score in zip(names, scores, strict=True)]
+    assert judge(now, base, names, lower=lower_than_baseline).verdict == verdict
+
+
+def test_queries_of_one_tenant_are_one_witness() -> None:
+    names = [f"query/{number:02}" for number in range(40)]
+    base = baseline_of(run_of([result(name, scores={"ndcg": 0.9}) for name in names]))
+    now = [result(name, scores={"ndcg": 0.85}) for name in names]
+    assert judge(now, base, names, lower=lower_than_baseline).verdict == "inconclusive"
 
 
 def test_a_regression_comes_before_an_open_question() -> None:
