@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -24,7 +24,6 @@ from pipeline.guard.config import Endpoint, GuardConfig
 from pipeline.guard.errors import HarnessError
 from pipeline.guard.values import RawAnswer
 from pipeline.lookup.http import make_app
-from pipeline.lookup.search import SearchService
 
 BODY_BYTES_MAX = 32 * 1024 * 1024
 _GONE = {"error": {"message": "this case is over; ask at the addresses of the one that runs"}}
@@ -74,7 +73,7 @@ class CaseServer:
     def offer(self, offered: Offered) -> str:
         self._number += 1
         self._offered = offered
-        self._lookups = make_app(offered.world.service, cast(SearchService, offered.world.searches))
+        self._lookups = make_app(offered.world.service, offered.world.searches)
         return f"/{self._number}"
 
     def close(self) -> None:

@@ -10,6 +10,11 @@ from typing import Any
 from pipeline.evaluation.manifest import FlowPart
 from schemas.yaml_file import suggestion
 
+_brought: set[str] = set()
+"""Folders of the suites of this process."""
+_not_theirs: set[str] = set()
+"""Modules that were there before the first of them, this package for one."""
+
 
 def import_object(name: str) -> Any:
     """What `module:object` names. Raises ValueError with one sentence."""
@@ -27,14 +32,34 @@ def import_object(name: str) -> Any:
     return found
 
 
-def import_paths(suite_folder: Path, flow: FlowPart | None) -> list[str]:
-    """Where the flow's modules are looked for before all other places."""
-    extra = [str((suite_folder / one).resolve()) for one in (flow.path if flow else ())]
-    return [*extra, str(Path.cwd()), str(suite_folder.resolve())]
-
-
 def prepare_imports(suite_folder: Path, flow: FlowPart | None) -> None:
-    """Puts those places on sys.path, each once."""
-    for one in reversed(import_paths(suite_folder, flow)):
-        if one not in sys.path:
-            sys.path.insert(0, one)
+    """Puts the folders that modules are looked for in before all others: the flow's `path`, the working directory, the
+    suite. What another suite's folders had brought into this process is forgotten: a module of the same name would be
+    tested in place of the one that is meant."""
+    own = [str((suite_folder / one).resolve()) for one in (*(flow.path if flow else ()), ".")]
+    _not_theirs.update(() if _brought else _names())
+    for folder in _brought.difference(own):
+        _forget(folder)
+    _brought.update(own)
+    for one in reversed([*own[:-1], str(Path.cwd()), own[-1]]):
+        sys.path[:] = [one, *(other for other in sys.path if other != one)]
+    importlib.invalidate_caches()
+
+
+def _names() -> set[str]:
+    return {name.partition(".")[0] for name in sys.modules}
+
+
+def _forget(folder: str) -> None:
+    """Modules and packages that stand right in this folder, and came after the first suite."""
+    roots = {name for name in _names() - _not_theirs if _folder_of(name) == folder}
+    for name in [one for one in sys.modules if one.partition(".")[0] in roots]:
+        del sys.modules[name]
+
+
+def _folder_of(name: str) -> str:
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is None:
+        return ""
+    path = Path(file).resolve()
+    return str(path.parent.parent if path.name == "__init__.py" else path.parent)

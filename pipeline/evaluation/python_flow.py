@@ -10,6 +10,7 @@ import inspect
 import re
 import signal
 import sys
+import sysconfig
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +35,10 @@ from pipeline.guard.errors import HarnessError
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]+\b")
 _RAISED_CHARACTERS_MAX = 1000
 _REPEAT_S = 1.0
+_NOT_THE_FLOWS = (
+    str(Path(metrics.__file__).parents[1]),
+    *{sysconfig.get_path(one) for one in ("stdlib", "purelib", "platlib")},
+)
 
 
 @dataclass
@@ -116,7 +121,7 @@ async def _run_flow(suite: Suite, case: Case, clock: Clock, seen: Seen, source: 
     flow = suite.flow
     if flow is None or flow.python is None:
         raise SuiteError([f"case {case.id}: the suite names no python flow"])
-    function = import_object(flow.python)
+    function = _imported(flow.python)
     async with AsyncExitStack() as stack:
         world = await stack.enter_async_context(open_world(suite, case, clock, seen.steps.append))
         seen.guard = guard_of(suite, case, clock, seen.steps.append, source)
@@ -190,11 +195,20 @@ def tools_of(suite: Suite, case: Case) -> Tools | None:
 
 
 def told_of(error: BaseException) -> str:
-    """Its type, text and the line that raised it, the same in every run."""
-    frames = traceback.extract_tb(error.__traceback__)
+    """Its type, text and the last line of the flow's own code on the way there; the same in every run."""
+    every = traceback.extract_tb(error.__traceback__)
+    frames = [one for one in every if not one.filename.startswith(_NOT_THE_FLOWS)] or every
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     text = _ADDRESS.sub("0x…", f"{type(error).__name__}: {error}")
     return f"{text[:_RAISED_CHARACTERS_MAX]}{where}"
+
+
+def _imported(name: str) -> Any:
+    """Raises SuiteError."""
+    try:
+        return import_object(name)
+    except ValueError as error:
+        raise SuiteError([f"flow.python: {error}"]) from None
 
 
 def _written(output: Any) -> Any:

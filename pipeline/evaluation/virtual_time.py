@@ -132,7 +132,7 @@ def _end_tasks(loop: VirtualLoop) -> None:
         loop.ends_at_s = time.monotonic() + _CLEAN_UP_REAL_S
     try:
         while (left := asyncio.all_tasks(loop)) and loop.now_s < until_s:
-            for task in left - cancelled:
+            for task in sorted(left - cancelled, key=_by_birth):
                 task.cancel()
             cancelled |= left
             loop.run_until_complete(asyncio.wait(left, timeout=until_s - loop.now_s))
@@ -141,6 +141,11 @@ def _end_tasks(loop: VirtualLoop) -> None:
         loop.run_until_complete(loop.shutdown_default_executor())
     except (NeverEnds, TakesTooLong):
         pass
+
+
+def _by_birth(task: asyncio.Task[Any]) -> tuple[int, str]:
+    """Tasks are called Task-9, Task-10, …; their set has no order that two runs share."""
+    return len(task.get_name()), task.get_name()
 
 
 class _JumpingSelector(selectors.DefaultSelector):

@@ -38,7 +38,7 @@ class BegunSuite:
         manifest.write_text(_COUNTS.sub("", manifest.read_text()))
 
     def flow(self, name: str, text: str) -> None:
-        """The flow is `handle` of a new module called so; names are imported once in a process, so take a new one."""
+        """The flow is `handle` of a new module called so."""
         (self.folder / f"{name}.py").write_text(text)
         self.change("suite.yaml", lambda old: old.replace("support_flow:handle", f"{name}:handle"))
 

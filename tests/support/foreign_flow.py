@@ -40,6 +40,9 @@ def handle(asked: dict[str, Any]) -> Any:
         time.sleep(30)
     if do == "list":
         return []
+    if do == "search":
+        found = post(f"{asked['context_url']}/v1/contexts/order:search", {"text": asked["input"]["text"], "k": 2})
+        return {"output": [hit["key"] for hit in found["hits"]]}
     bundle = get(f"{asked['context_url']}/v1/contexts/order/{asked['input']['order']}")
     by, text = "model", ""
     try:

@@ -187,3 +187,14 @@ def test_who_asks_after_the_end_of_a_case_is_told_so(suite: BegunSuite) -> None:
     asyncio.run(server(scope, receive, send))
     assert sent[0]["status"] == 410
     assert b"this case is over" in sent[1]["body"]
+
+
+def test_it_searches_over_http(suite: BegunSuite) -> None:
+    embedding = 'embedding: {engine: hash, dimension: 64, template: "order of {{ customer.name }}, {{ status }}"}\n'
+    suite.change("contexts/order.yaml", lambda text: text.replace("serving:", f"{embedding}\nserving:"))
+    expected = {"check": "equals", "value": ["1", "2"]}
+    seen = {"check": "context_fetched", "value": ["order"]}
+    suite.cases(asks("search", "search", expected, seen, input={"do": "search", "text": "order of Ada, sent"}))
+    run = suite.run()
+    assert run.harness == ()
+    assert run.results[0].passed, told(run, "search")

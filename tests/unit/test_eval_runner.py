@@ -162,13 +162,12 @@ class Failing:
 def tools(asked):
     return Failing()
 """
-NUMBER = iter(range(10**6))
 
 
 @pytest.fixture
 def doing(suite: BegunSuite) -> Iterator[Any]:
     """Runs a case for each thing that the flow is to do."""
-    name = f"doing_flow_{os.getpid()}_{next(NUMBER)}"
+    name = "doing_flow"
     suite.flow(name, FLOW)
 
     def run(*things: str, **options: Any) -> Run:
@@ -379,3 +378,39 @@ def test_whoever_stops_a_run_stops_its_processes(suite: BegunSuite) -> None:
     with pytest.raises(Stopped):
         suite.run(jobs=2, progress=stop)
     assert multiprocessing.active_children() == []
+
+
+def test_two_suites_with_modules_of_one_name_do_not_test_each_others_flow(tmp_path: Path) -> None:
+    suites = [BegunSuite(tmp_path / name) for name in ("one", "other")]
+    for number, suite in enumerate(suites):
+        suite.flow("same_name_flow", f"def handle(asked, given):\n    return {number}\n")
+        suite.cases(case("a"))
+    read = [suite.read() for suite in suites]
+    for jobs in (0, 1):
+        assert [of(run_suite(one, jobs=jobs), "a").output for one in read] == [0, 1]
+
+
+def test_a_base_install_is_enough_for_all_but_retrieval(suite: BegunSuite, tmp_path: Path) -> None:
+    program = tmp_path / "base.py"
+    program.write_text(
+        "import sys\n"
+        "EXTRAS = ('numpy', 'faiss', 'tantivy', 'onnxruntime', 'httpx', 'scipy', 'opentelemetry', 'fastavro')\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in EXTRAS:\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "from pathlib import Path\n"
+        "from pipeline.evaluation.runner import run_suite\nfrom pipeline.evaluation.suite import read_suite\n"
+        "run = run_suite(read_suite(Path(sys.argv[1])), jobs=0)\n"
+        "assert not run.harness, run.harness\n"
+        "sys.exit(not all(one.passed for one in run.results))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(program), str(suite.folder)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
