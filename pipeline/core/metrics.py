@@ -269,7 +269,7 @@ guard_waiting_oldest = _gauge(
 )
 guard_routing = _gauge("ctxpipe_guard_routing_info", "1 for the endpoint that is asked first.", "task", "endpoint")
 guard_routing_current = _gauge(
-    "ctxpipe_guard_routing_current", "1 while the newest routing file is what is in force, 0 otherwise."
+    "ctxpipe_guard_routing_current", "1 while a task goes as the newest routing file says, 0 otherwise.", "task"
 )
 guard_swaps = _counter("ctxpipe_guard_swaps_total", "Changes of the endpoint that is asked first.", "task", "kind")
 guard_routing_refused = _counter("ctxpipe_guard_routing_refused_total", "Routing files that were refused.", "reason")

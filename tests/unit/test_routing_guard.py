@@ -93,14 +93,14 @@ async def test_what_is_not_proved_changes_nothing(tmp_path: Path, kind: str, cap
         await made.look()
     assert (await made.call()).endpoint == "old"
     assert refused(reason) == before + 1
-    assert value("ctxpipe_guard_routing_current") == 0
+    assert value("ctxpipe_guard_routing_current", task="t") == 0
     told = [record.getMessage() for record in caplog.records if record.name == "ctxpipe.routing"]
     assert len(told) == 1
     assert told[0].startswith(f"the routing stays as it was: {made.files.routing}:")
     made.files.write({"active": "new", "evidence": made.files.evidence(proves())})
     await made.look()
     assert active(made) == "new"
-    assert value("ctxpipe_guard_routing_current") == 1
+    assert value("ctxpipe_guard_routing_current", task="t") == 1
 
 
 async def test_evidence_that_comes_after_the_file_is_seen(tmp_path: Path) -> None:
@@ -275,6 +275,7 @@ async def test_a_new_model_that_goes_bad_is_taken_back_within_one_call(tmp_path:
     await made.run(made.guard.idle())
     kept = RoutingState.model_validate(made.files.kept())
     assert [(one.task, one.endpoint) for one in kept.taken_back] == [("t", "new")]
+    assert value("ctxpipe_guard_routing_current", task="t") == 0
     assert "of its last" in kept.taken_back[0].why
     question = made.escalations.records[-1]
     assert (question.task, question.data["active_again"]) == ("t", "old")

@@ -122,7 +122,7 @@ class RoutedGuard:
         try:
             snapshot = await asyncio.to_thread(self._source.read)
         except ConfigError as error:
-            telling.refused(["broken_file"], error.mistakes)
+            telling.refused(["broken_file"], error.mistakes, self._state.tasks)
             return
         self._stamp = await asyncio.to_thread(self._source.stamp)  # other evidence may be named now
         self._take(snapshot)
@@ -167,7 +167,7 @@ class RoutedGuard:
         if lost:
             raise ConfigError([*refusals, *(f"{self._file.path}: {one}" for one in lost)])
         if refusals:
-            telling.refused([one.reason for one in decision.refused.values()], refusals)
+            telling.refused([one.reason for one in decision.refused.values()], refusals, self._state.tasks)
             self._swap(self._state, {})
         else:
             self._accept(decision, snapshot)
@@ -177,7 +177,7 @@ class RoutedGuard:
         decision = self._decided(snapshot)
         if decision.refused:
             reasons = [one.reason for one in decision.refused.values()]
-            telling.refused(reasons, mistakes_of(decision, snapshot.file))
+            telling.refused(reasons, mistakes_of(decision, snapshot.file), self._state.tasks)
             return
         self._accept(decision, snapshot)
         self._later(self._persist())

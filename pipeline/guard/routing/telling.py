@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.core import metrics
 from pipeline.guard.escalations import Escalation
@@ -18,16 +18,19 @@ _NAMESPACE = uuid.UUID("5f2c9a34-1b0e-5d55-9a3e-6f1f5a0c7d11")
 _LOG = logging.getLogger("ctxpipe.routing")
 
 
-def refused(reasons: Sequence[Refused], told: Sequence[str]) -> None:
-    """Once for each version of the files."""
+def refused(reasons: Sequence[Refused], told: Sequence[str], tasks: Iterable[str]) -> None:
+    """Once for each version of the files. `tasks`: those in force; the file is refused for all of them."""
     for reason in reasons:
         metrics.guard_routing_refused.labels(reason).inc()
-    metrics.guard_routing_current.set(0)
+    for task in tasks:
+        metrics.guard_routing_current.labels(task).set(0)
     _LOG.error("the routing stays as it was: %s", "; ".join(told))
 
 
 def accepted(decision: Decision, before: Mapping[str, Standing]) -> None:
-    metrics.guard_routing_current.set(0 if decision.told else 1)
+    metrics.guard_routing_current.clear()
+    for task in decision.standings:
+        metrics.guard_routing_current.labels(task).set(task not in decision.told)
     for task, told in decision.told.items():
         metrics.guard_routing_refused.labels("taken_back").inc()
         _LOG.error("the task %s stays as it was: %s", task, told)
@@ -48,7 +51,7 @@ def in_force(standings: Mapping[str, Standing]) -> None:
 
 def taken_back(taken: TakenBack, before: str) -> None:
     metrics.guard_swaps.labels(taken.task, "taken_back").inc()
-    metrics.guard_routing_current.set(0)
+    metrics.guard_routing_current.labels(taken.task).set(0)
     _LOG.error("the task %s is answered by %s again: of %s, %s", taken.task, before, taken.endpoint, taken.why)
 
 
