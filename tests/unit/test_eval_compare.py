@@ -337,7 +337,7 @@ BROKEN = b'{"format":"ctxpipe-eval-results","version":1}\n'
         (["{a}", "{b}", "--model", "B=small"], "is no folder of a suite"),
         (["{a}", "{other}"], "A is of the suite 'flights', B of 'films'"),
         (["{a}", "{changed}"], "two states of the suite 'flights'"),
-        (["{a}", "{harness}"], "decides nothing: case x: no recording"),
+        (["{a}", "{harness}"], "decides nothing: 1 cases could not be run case x: no recording"),
         (["{a}", "{empty}"], "the file is empty"),
         (["{a}", "{broken}"], "is missing; the file is damaged"),
         (["{a}", "nowhere.jsonl"], "does not exist"),

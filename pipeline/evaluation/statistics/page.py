@@ -22,6 +22,7 @@ FOLDER = Path(__file__).parent
 WIDTH, ROW, LABEL = 640, 30, 130
 CHANGED_MAX = 200
 VERDICTS = {"better": "better", "not_better": "not better", "inconclusive": "inconclusive"}
+LIMITS = {True: ", limits broken", False: ", limits not shown to be kept"}
 STYLES = {"better": "pass", "not_better": "regression", "inconclusive": "inconclusive"}
 """Of verdicts, the classes of the report's style sheet."""
 
@@ -35,7 +36,7 @@ def page(found: Comparison, a: Side, b: Side) -> str:
         a=a,
         b=b,
         claim=claim_text(found.claim_points),
-        verdict=VERDICTS[found.verdict] + ("" if kept else ", limits not kept"),
+        verdict=VERDICTS[found.verdict] + ("" if kept else LIMITS[bool(found.broken)]),
         verdict_style=STYLES[found.verdict] if kept else "inconclusive",
         style=Markup(style),
         style_digest=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.evaluation.digests import canonical, digest_of, sha256
-from pipeline.evaluation.statistics.matching import CompareError, some
+from pipeline.evaluation.statistics.matching import NAMED_MAX, CompareError, some
 from pipeline.evaluation.values import CaseResult, Run
 from pipeline.guard.config import GuardConfig
 from pipeline.guard.evidence import Compared
@@ -39,8 +39,13 @@ def side_of_run(name: Name, label: str, run: Run, results_sha256: str, guard: Gu
     """`guard`: the suite's own, where it was run here; a results file names models in words only. Raises CompareError
     for a run that decides nothing."""
     if run.harness:
-        told = some([one.splitlines()[0] for one in run.harness])
-        raise CompareError([f"{name} ({label}) could not be run as a whole, so it decides nothing: {told}"])
+        raise CompareError(
+            [
+                f"{name} ({label}) decides nothing: {len(run.harness)} cases could not be run",
+                *run.harness[:NAMED_MAX],
+                *([f"and {len(run.harness) - NAMED_MAX} more"] if len(run.harness) > NAMED_MAX else []),
+            ]
+        )
     read = {task: _compared(told, results_sha256) for task, told in run.models.items()}
     if guard is not None:
         endpoints = {one.name: one for one in guard.endpoints}
