@@ -63,7 +63,7 @@ def refused(reason: str) -> float:
 
 
 @pytest.mark.parametrize(
-    "kind", ["nothing", "not_there", "other_bytes", "no_evidence", "not_better", "another", "broken"]
+    "kind", ["nothing", "not_there", "other_bytes", "no_evidence", "not_better", "another", "broken", "gone"]
 )
 async def test_what_is_not_proved_changes_nothing(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     made = world(tmp_path)
@@ -72,7 +72,7 @@ async def test_what_is_not_proved_changes_nothing(tmp_path: Path, kind: str, cap
     path = tmp_path / "evidence.json"
     reason = {"nothing": "no_evidence", "not_there": "evidence_missing", "other_bytes": "evidence_digest",
               "no_evidence": "evidence_unreadable", "another": "evidence_of_another",
-              "broken": "broken_file"}.get(kind, kind)  # fmt: skip
+              "broken": "broken_file", "gone": "broken_file"}.get(kind, kind)  # fmt: skip
     if kind == "not_there":
         path.unlink()
     elif kind == "other_bytes":
@@ -88,6 +88,8 @@ async def test_what_is_not_proved_changes_nothing(tmp_path: Path, kind: str, cap
     made.files.write({"active": "new", **({} if kind == "nothing" else {"evidence": evidence})})
     if kind == "broken":
         made.files.routing.write_text("version: 1\ntasks: {t: {active: nowhere}}\n")
+    if kind == "gone":
+        made.files.routing.unlink()
     caplog.clear()
     for _ in range(3):
         await made.look()
