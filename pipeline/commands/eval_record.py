@@ -28,12 +28,16 @@ SHOWN_MAX = 20
 @click.option("--only", multiple=True, metavar="WHAT", help="A case's id, a pattern (a/*), a kind, or tag:NAME.")
 @click.option("--missing", is_flag=True, help="Ask only what has no recording yet; without it, all is asked anew.")
 @click.option("--prune", is_flag=True, help="Remove recordings that no case asks for any more.")
+@click.option("--model", metavar="ENDPOINT", help="Ask this one first, as `ctxpipe eval compare --model B=…` will.")
+@click.option("--task", metavar="TASK", help="With --model: of this task only.")
 @click.option("--draws", type=click.IntRange(1, 100), default=1, show_default=True,
               help="So many answers to each request; equal requests of one case get one after the other.")  # fmt: skip
 @click.option("--failures", is_flag=True, help="Record outages too (timeouts, 429, 5xx), instead of refusing them.")
 @live_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, as the last line.")
-def command(suite: Path, only: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def command(
+    suite: Path, only: tuple[str, ...], model: str | None, task: str | None, as_json: bool, **options: Any
+) -> None:
     """Ask the models of SUITE/guard.yaml, and keep what they answer in SUITE/recordings, byte for byte.
 
     A key stands in guard.yaml as ${NAME} and comes from the environment. Outages are not recorded, a request with a
@@ -42,9 +46,13 @@ def command(suite: Path, only: tuple[str, ...], as_json: bool, **options: Any) -
     from pipeline.evaluation.models.gathering import asking_cases
     from pipeline.evaluation.models.guarding import recordings_of
     from pipeline.evaluation.models.live import Live
-    from pipeline.evaluation.suite import read_suite
+    from pipeline.evaluation.suite import read_suite, with_model
 
+    if task is not None and model is None:
+        raise click.UsageError("--task goes with --model")
     read = read_suite(suite)
+    if model is not None:
+        read = with_model(read, model, task)
     before = recordings_of(read)
     with Shown(as_json) as shown:
         live = Live(plan_of(read, options), shown.made)
@@ -55,7 +63,9 @@ def command(suite: Path, only: tuple[str, ...], as_json: bool, **options: Any) -
             came = len(live.recordings())
             click.echo(f"interrupted; {came} recordings are kept, and --missing goes on from there", err=True)
             raise
-    orphans = _orphans(before, gathered, live) if not only and gathered.whole else []
+    # with another model first, recordings of the one that is active are asked for by nobody, and are no orphans
+    whole = not only and model is None and gathered.whole
+    orphans = _orphans(before, gathered, live) if whole else []
     pruned = frozenset((one.key, one.draw) for one in orphans) if options["prune"] else frozenset()
     files = _save(read, before, live, options["missing"], pruned)
     told = _as_object(read, before, live, gathered, orphans, pruned, files)
