@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from pipeline.cli import run
 from pipeline.guard.evidence import Evidence
+from pipeline.guard.faults import FaultServer
 
 FLOW = """
 from pipeline.guard.output import of_schema
@@ -117,6 +119,24 @@ def test_models_that_there_are_not_decide_nothing(suite: Path, capsys: pytest.Ca
 def test_a_suite_tells_how_many_pairs_it_has_for_a_plan(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["eval", "compare", str(suite), "--plan", "effect=40,discordant=0.6"]) == 0
     assert f"has {CASES} cases in {CASES} groups" in capsys.readouterr().out
+
+
+async def test_a_candidate_is_recorded_beside_the_active_model_and_then_compared(
+    suite: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Servers are asked once; the comparison asks nobody."""
+    cases = suite / "cases" / "sums.jsonl"
+    plain = [{key: value for key, value in case(one).items() if key != "conditions"} for one in range(CASES)]
+    cases.write_text("".join(json.dumps(one) + "\n" for one in plain))
+    async with FaultServer('{"sum": 5}') as old, FaultServer('{"sum": 4}') as new:
+        urls = ["--model-url", f"old={old.url('valid')}", "--model-url", f"new={new.url('valid')}", "--yes"]
+        for more in ([], ["--model", "new", "--task", "add"]):
+            assert await asyncio.to_thread(run, ["eval", "record", str(suite), *urls, *more]) == 0
+        assert sum(old.asked.values()) == sum(new.asked.values()) == CASES
+    code, told = compare(suite, capsys, ["--model", "B=new", "--task", "add"])
+    assert (code, told["better"]) == (0, CASES)
+    assert run(["eval", "record", str(suite), "--task", "add"]) == 3
+    assert "--task goes with --model" in capsys.readouterr().err
 
 
 ROUTING = """
