@@ -99,8 +99,10 @@ class CaseGuard(Guard):
         """As so many failures in a row would."""
         endpoint, _, output = name.partition("/")
         breaker = self._gates.output_breaker(endpoint, output) if output else self._gates.breaker(endpoint)
-        while (permit := breaker.admit()) is not None:
-            breaker.failure(permit)
+        for _ in range(self._config.breaker.failures_max):
+            permit = breaker.admit()
+            if permit is not None:
+                breaker.failure(permit)
 
 
 def guard_of(
