@@ -53,6 +53,7 @@ class KafkaEscalations:
         self._replicas = replication_factor
         self._producer: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> KafkaEscalations:
         await self.start()
@@ -76,17 +77,34 @@ class KafkaEscalations:
         producer, self._producer = self._producer, None
         if producer is not None:
             await stop_producer(producer)
+        while self._ending:
+            await asyncio.wait(set(self._ending))
 
     async def put(self, escalation: Escalation) -> None:
         key, value = encode_question(escalation, self._secrets)
         took_s = self._config.put_timeout_s
+        producer: AIOKafkaProducer | None = None
         try:
             async with asyncio.timeout(took_s):
                 producer = await self._started()
                 sent = producer.send_and_wait(self._config.topic, value, key=key, partition=PARTITION)
                 await answered(self._address, sent)
         except TimeoutError:
+            self._drop(producer)
             raise Retryable(f"Kafka at {self._address} did not take the question in {took_s:g} s") from None
+        except (Retryable, EnvironmentProblem):
+            self._drop(producer)
+            raise
+
+    def _drop(self, producer: AIOKafkaProducer | None) -> None:
+        """The next question gets a new one: after some errors a producer with sequence numbers never works again. What
+        others have on their way with it may still come through."""
+        if producer is None or producer is not self._producer:
+            return
+        self._producer = None
+        ending = asyncio.create_task(stop_producer(producer))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
 
     async def _started(self) -> AIOKafkaProducer:
         async with self._starting:

@@ -7,7 +7,7 @@ import base64
 import hashlib
 import hmac
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from aiohttp import web
 from aiokafka import AIOKafkaProducer
 from pydantic import SecretStr
 
+from deploy.local.kafka import KafkaServer
 from deploy.local.processes import choose_port
 from pipeline.core import metrics
 from pipeline.core.clock import SystemClock
@@ -198,6 +199,40 @@ async def test_a_kafka_that_is_away_is_told_in_time(config: EscalationsConfig) -
         assert in_a_hurry.rung == "escalated" and in_a_hurry.escalation in ("failed", "pending")
         await asking.close()
         assert lost._value.get() == before + 2, "also one whose caller did not wait for it"
+
+
+async def test_after_an_outage_questions_and_answers_come_through_again(
+    make_kafka: Callable[..., KafkaServer], config: EscalationsConfig
+) -> None:
+    kafka = make_kafka()
+    short = config.model_copy(update={"put_timeout_s": 3})
+    async with KafkaEscalations(kafka.address, config) as escalations, Answers(kafka.address, config) as answers:
+        await escalations.put(question("before"))
+        waiting = [asyncio.create_task(answers.wait(name, 120)) for name in ("before", "after")]
+        escalations._config = short
+        kafka.kill()
+        for _ in range(2):
+            with pytest.raises(Retryable):
+                await escalations.put(question("meanwhile"))
+        kafka.start()
+
+        async def put(name: str) -> bool:
+            try:
+                await escalations.put(question(name))
+            except Retryable:
+                return False
+            return True
+
+        assert await eventually(lambda: put("after"), timeout_s=60)
+        async with EscalationDesk(kafka.address, config) as desk:
+            standings = await desk.look()
+            assert {"before", "after"} <= set(standings.by_id)
+            for name in ("before", "after"):
+                whole = await desk.whole(standings.by_id[name])
+                assert whole is not None
+                await desk.answer(whole.question, {"seat": name, "row": 1}, "ann")
+        found = await asyncio.gather(*waiting)
+        assert [one and one.value["seat"] for one in found] == ["before", "after"]
 
 
 async def test_a_topic_with_several_partitions_is_refused(kafka_bootstrap: str, config: EscalationsConfig) -> None:
