@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 SHOWN_MAX = 15
 COLOURS = {"steady": "green", "worse": "red", "inconclusive": "yellow", "undecided": "red"}
-NAMES = {"latency_ms": "virtual ms of a case", "cost": "cost of a case", "malformed": "malformed outputs"}
+NAMES = {
+    "latency_ms": "virtual ms of a case",
+    "cost": "cost of a case",
+    "malformed": "malformed outputs",
+    "answer_ms": "ms of an answer",
+}
 
 
 def as_object(found: Drift, at: str) -> dict[str, Any]:

@@ -30,6 +30,8 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--metric", default="score", show_default=True, help="passed, score, or check:NAME.")
 @click.option("--margin", "margin_points", type=click.FloatRange(0.1, 100), default=5.0, show_default=True,
               metavar="POINTS", help="A loss up to this, of 100, that chance explains is none.")  # fmt: skip
+@click.option("--live-times", is_flag=True,
+              help="Answers take as long as they do now; else as when they were recorded.")  # fmt: skip
 @click.option("--every", metavar="DURATION", help="Look again and again, such as 6h, until SIGTERM or Ctrl-C.")
 @live_options
 @click.option("--keep", type=FOLDER, metavar="FOLDER", help="Write what came there, as recordings.")
@@ -110,6 +112,7 @@ class _Looks:
                 margin_points=options["margin_points"],
                 allowed=asks,
                 running=shown.cases,
+                live_times=options["live_times"],
             )
         self._agreed = asks.agreed
         self._keep(lives)

@@ -33,6 +33,7 @@ EXIT_CODES: Mapping[Verdict, int] = {"steady": 0, "worse": 1, "inconclusive": 2,
 LOST_SHARE_MAX = 0.1
 """Of the cases, that may get no live answer; those that are lost are rarely lost by chance."""
 MEASURES = ("latency_ms", "cost", "malformed")
+ANSWER = "answer_ms"
 _SCORE = "score"
 
 
@@ -131,13 +132,16 @@ def look(
     margin_points: float = 5.0,
     allowed: Callable[[Lacking], bool] = lambda _: True,
     running: Callable[[int, int], None] | None = None,
+    live_times: bool = False,
 ) -> Drift:
-    """Asks everything anew, once for each of `lives`, and judges. Raises SuiteError, KeyboardInterrupt."""
-    cases = past.cases
+    """Asks everything anew, once for each of `lives`, and judges. Unless `live_times`, answers take as long as when
+    they were recorded: that this hour is a busy one says nothing of the model. Raises SuiteError, KeyboardInterrupt."""
+    cases, times = past.cases, None if live_times else past.recordings
     draws: list[Mapping[str, CaseResult]] = []
     lost, harness = dict(past.lost), list[str]()
     for live in lives:
-        gathered = gather(suite, live, Recordings(), [case for case in cases if case.id not in lost], allowed, running)
+        left = [case for case in cases if case.id not in lost]
+        gathered = gather(suite, live, Recordings(), left, allowed, running, times)
         draws.append(gathered.results)
         lost.update(gathered.failed)
         harness += [told for told in gathered.harness if told not in harness]
@@ -158,6 +162,7 @@ def look(
         found,
         other_answers=other_answers(past.recordings, made),
         other_models=other_models(past.recordings, made),
+        measures={**found.measures, ANSWER: answer_ms(past.recordings, made)} if found.measures else {},
         harness=tuple(harness),
         calls=sum(live.calls for live in lives),
         cost=float(sum(live.cost for live in lives)),
@@ -210,6 +215,15 @@ def other_answers(past: Recordings, made: Sequence[Recording]) -> float | None:
     if not pairs:
         return None
     return sum(_said(before) != _said(one) for before, one in pairs) / len(pairs)
+
+
+def answer_ms(past: Recordings, made: Sequence[Recording]) -> tuple[float | None, float | None]:
+    """How long an answer took then and now, of requests that were answered both times."""
+    pairs = [(before, one) for one in made if (before := past.find(one.key, 0)) is not None]
+    whole = [(a.answer.took_s, b.answer.took_s) for a, b in pairs if a.answer.failure is b.answer.failure is None]
+    if not whole:
+        return None, None
+    return tuple(1000 * math.fsum(side) / len(whole) for side in zip(*whole, strict=True))  # type: ignore[return-value]
 
 
 def other_models(past: Recordings, made: Sequence[Recording]) -> tuple[OtherModel, ...]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from pipeline.evaluation.drift import Drift, judged, other_answers, other_models
+from pipeline.evaluation.drift import Drift, answer_ms, judged, other_answers, other_models
 from pipeline.evaluation.models import Recording, Recordings, recording_of
 from pipeline.evaluation.values import CaseResult, CheckResult
 from pipeline.guard.config import Endpoint
@@ -127,3 +128,14 @@ def test_other_words_and_another_model_under_the_same_name_are_told() -> None:
     assert (other.endpoint, other.past) == ("large", ("gpt-4o-2024-08-06",))
     assert other.now == ("gpt-4o-2024-08-06", "gpt-4o-2026-01-01")
     assert other_answers(past, [said("new", "x")]) is None
+
+
+def test_how_long_answers_took_is_told_of_those_that_came_both_times() -> None:
+    def took(question: str, seconds: float, **more: Any) -> Recording:
+        one = said(question, "yes")
+        return replace(one, answer=replace(one.answer, took_s=seconds, **more))
+
+    past = Recordings([took("a", 0.5), took("b", 1.5), took("c", 9.0, failure="reset")])
+    now = [took("a", 1.0), took("b", 2.0), took("c", 1.0), took("new", 9.0)]
+    assert answer_ms(past, now) == (1000.0, 1500.0)
+    assert answer_ms(past, []) == (None, None)

@@ -185,3 +185,13 @@ async def test_what_is_asked_anew_keeps_no_old_draw(server: FaultServer) -> None
     found = [(one.asked["messages"][0]["content"], one.draw) for one in merged(kept, anew, only_missing=False)]
     assert sorted(found) == [("a", 0), ("b", 0), ("b", 1)]
     assert len(merged(kept, anew, only_missing=True)) == 4
+
+
+async def test_answers_may_take_as_long_as_they_did_before(server: FaultServer) -> None:
+    made = Live(plan(server.url("slow")))
+    await made.ask([asked("a"), asked("b")])
+    before = [one for one in made.recordings() if one.asked["messages"][0]["content"] == "a"]
+    past = Recordings([replace(one, answer=replace(one.answer, took_s=7.5)) for one in before])
+    source = Collecting(made.made, Recordings(), {}, past)
+    assert source(asked("a")).took_s == 7.5 and source(asked("a")).body == before[0].answer.body
+    assert source(asked("b")).took_s < 5, "what was never asked before takes what it takes"

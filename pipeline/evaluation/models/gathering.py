@@ -63,12 +63,14 @@ def gather(
     cases: Sequence[Case],
     allowed: Callable[[Lacking], bool] = lambda _: True,
     running: Callable[[int, int], None] | None = None,
+    times: Recordings | None = None,
 ) -> Gathered:
-    """`kept` answers before anybody is asked; `allowed` says, round by round, whether to ask. Raises SuiteError where
-    the suite can't run at all, KeyboardInterrupt: what came until then is in `live`."""
+    """`kept` answers before anybody is asked; `allowed` says, round by round, whether to ask; `times`: of answers, in
+    the place of those that they really took. Raises SuiteError where the suite can't run at all, KeyboardInterrupt:
+    what came until then is in `live`."""
     gathered, left = Gathered(), list(cases)
     while left:
-        source = Collecting(live.made, kept, live.problems)
+        source = Collecting(live.made, kept, live.problems, times)
         run = run_suite(replace(suite, cases=tuple(left)), jobs=0, source=source, progress=running)
         gathered.used |= source.used
         gathered.results.update({result.id: result for result in run.results})

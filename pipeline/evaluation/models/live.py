@@ -40,10 +40,18 @@ Place = tuple[str, int]
 
 class Collecting:
     """The Source of a round: answers from what there is, and notes what lacks, one request per case: what a flow asks
-    after a request has failed, it may not ask when that is answered."""
+    after a request has failed, it may not ask when that is answered. `times`: how long answers take is as recorded
+    there, as far as it knows their requests."""
 
-    def __init__(self, made: Mapping[Place, Recording], kept: Recordings, problems: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        made: Mapping[Place, Recording],
+        kept: Recordings,
+        problems: Mapping[str, str],
+        times: Recordings | None = None,
+    ) -> None:
         self._made, self._kept, self._problems = made, kept, problems
+        self._times = times or Recordings()
         self.used: set[Place] = set()
         self.missing: dict[str, Asked] = {}
         """By case."""
@@ -54,7 +62,8 @@ class Collecting:
         found = self._made.get((asked.key, asked.number)) or self._kept.find(asked.key, asked.number)
         if found is not None:
             self.used.add((found.key, found.draw))
-            return found.answer
+            timed = self._times.find(asked.key, asked.number)
+            return found.answer if timed is None else _as_long(found.answer, timed.answer)
         if asked.key in self._problems:
             self.failed.setdefault(asked.case, self._problems[asked.key])
         else:
@@ -214,6 +223,10 @@ def tokens_of(answer: RawAnswer) -> Tokens:
         return NOT_COUNTED
     envelope = read_answer(answer.body)
     return NOT_COUNTED if isinstance(envelope, str) else envelope.tokens
+
+
+def _as_long(answer: RawAnswer, as_this: RawAnswer) -> RawAnswer:
+    return replace(answer, first_byte_s=as_this.first_byte_s, took_s=as_this.took_s)
 
 
 def _rounded(answer: RawAnswer) -> RawAnswer:
