@@ -6,6 +6,7 @@ case → world, models, tools → flow → what was observed
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import re
 import signal
@@ -130,7 +131,7 @@ async def _run_flow(suite: Suite, case: Case, clock: Clock, seen: Seen, source: 
         given = Given(context=world.client, guard=seen.guard, tools=tools, clock=clock)
         began_s = clock.monotonic_s()
         try:
-            output = function(dict(case.input), given)
+            output = function(copy.deepcopy(case.input), given)
             seen.output = _written(await output if inspect.isawaitable(output) else output)
         except HarnessError as error:
             seen.harness.append(str(error))
@@ -185,7 +186,7 @@ def tools_of(suite: Suite, case: Case) -> Tools | None:
     if suite.flow is None or suite.flow.tools is None:
         return None
     try:
-        made: Tools = import_object(suite.flow.tools)(dict(case.input))
+        made: Tools = import_object(suite.flow.tools)(copy.deepcopy(case.input))
     except Exception as error:  # noqa: BLE001 - the suite's own code
         raise SuiteError([f"case {case.id}: {suite.flow.tools} failed: {told_of(error)}"]) from None
     if not hasattr(made, "call"):

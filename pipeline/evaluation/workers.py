@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from pipeline.core.errors import EnvironmentProblem
 from pipeline.evaluation.errors import SuiteError
 from pipeline.evaluation.judging import result_of
 from pipeline.evaluation.models.answers import Source
@@ -57,7 +58,8 @@ def harness_told(case: Case, told: str) -> str:
 
 
 def run_in_processes(suite: Suite, cases: Sequence[Case], jobs: int, prepare: str | None) -> Iterator[Outcome]:
-    """As they come. Ends its processes whatever happens. Raises SuiteError where none can be started."""
+    """As they come. Ends its processes whatever happens. Raises SuiteError where `prepare` fails or a process ends
+    before its first case, EnvironmentProblem where none can be started."""
     pool = _Pool(suite, jobs, prepare)
     try:
         yield from pool.run(cases)
@@ -72,7 +74,10 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=_work, args=(theirs, suite, prepare), daemon=True)
-        self.process.start()
+        try:
+            self.process.start()
+        except OSError as error:
+            raise EnvironmentProblem(f"no process can be started for cases: {error.strerror}") from None
         theirs.close()
         self.case: Case | None = None
         self.ready = False

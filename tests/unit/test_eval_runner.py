@@ -414,3 +414,17 @@ def test_a_base_install_is_enough_for_all_but_retrieval(suite: BegunSuite, tmp_p
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_flow_that_changes_its_input_changes_its_own_copy(suite: BegunSuite) -> None:
+    suite.flow("greedy_flow", 'def handle(asked, given):\n    asked["list"].append(1)\n    return asked["list"]\n')
+    suite.cases(case("a", input={"list": []}))
+    read = suite.read()
+    assert [of(run_suite(read, jobs=0), "a").output for _ in range(2)] == [[1], [1]]
+
+
+def test_the_clock_of_a_case_begins_where_the_suite_says(suite: BegunSuite) -> None:
+    suite.flow("telling_flow", "def handle(asked, given):\n    return given.clock.now_us()\n")
+    suite.change("suite.yaml", lambda text: text + "now: 2020-02-02T00:00:00.5+01:00\n")
+    suite.cases(case("a"))
+    assert of(suite.run(), "a").output == 1_580_598_000_500_000

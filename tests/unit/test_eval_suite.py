@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import schemas
+from pipeline.commands.eval_init import command as init_command
 from pipeline.commands.schema import command as schema_command
 from pipeline.core.errors import ConfigError
 from pipeline.evaluation.case_file import case_json_schema
@@ -291,3 +292,10 @@ def test_code_beneath_a_suite_is_no_fixture(suite: BegunSuite) -> None:
     assert suite.read().digest == before
     (suite.folder / "data.json").write_text("1")
     assert suite.read().digest != before
+
+
+def test_a_suite_is_begun_by_command(tmp_path: Path) -> None:
+    result = CliRunner().invoke(init_command, [str(tmp_path / "new")])
+    assert result.exit_code == 0
+    assert str(tmp_path / "new/suite.yaml") in result.output
+    assert len(read_suite(tmp_path / "new").cases) == 12
