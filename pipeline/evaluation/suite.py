@@ -23,6 +23,7 @@ from pipeline.evaluation.digests import file_digest, suite_digest
 from pipeline.evaluation.errors import SuiteError
 from pipeline.evaluation.importing import import_object, prepare_imports
 from pipeline.evaluation.manifest import FILE, FlowPart, Manifest
+from pipeline.evaluation.models.recordings import RecordingError, read_recordings
 from pipeline.evaluation.values import KINDS, Case
 from pipeline.guard.config import GuardConfig, Route
 from pipeline.guard.routing.config import routed
@@ -146,6 +147,7 @@ class _Reader:
         lines = self._cases(case_files, manifest, guard)
         self._check_counts(lines, manifest, document)
         self._check_flow(manifest, document)
+        self._check_recordings(manifest)
         fixtures = self._fixtures(manifest, document, [*case_files, routing], [line.case for line in lines])
         self._raise_mistakes()
         lines.sort(key=lambda line: line.case.id)
@@ -281,6 +283,12 @@ class _Reader:
             mistakes += [f"{line.place}: case {line.case.id!r}: {one}" for one in told]
         self._mistakes += sorted(mistakes, key=_file_and_line)
         return lines
+
+    def _check_recordings(self, manifest: Manifest) -> None:
+        try:
+            read_recordings(self._folder / manifest.recordings)
+        except RecordingError as error:
+            self._mistakes += error.mistakes
 
     def _check_counts(self, lines: list[CaseLine], manifest: Manifest, document: Document) -> None:
         if not lines and not self._mistakes:

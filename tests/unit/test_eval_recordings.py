@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.evaluation.errors import SuiteError
 from pipeline.evaluation.models.recordings import (
     Recording,
     RecordingError,
@@ -24,6 +25,8 @@ from pipeline.evaluation.models.recordings import (
     write_recordings,
 )
 from pipeline.evaluation.models.secrets import Secrets, secrets_of
+from pipeline.evaluation.scaffold import begin_suite
+from pipeline.evaluation.suite import read_suite
 from pipeline.guard.config import Endpoint, GuardConfig, Route
 from pipeline.guard.values import RawAnswer
 
@@ -198,3 +201,13 @@ def test_secrets_are_found_told_by_name_and_masked_to_the_length(text: str, name
 )
 def test_words_that_only_look_a_little_like_it_stay(text: str) -> None:
     assert secrets().masked(text) == (text, [])
+
+
+def test_a_suite_with_broken_recordings_is_refused_before_any_case_runs(tmp_path: Path) -> None:
+    begin_suite(tmp_path / "suite")
+    file = tmp_path / "suite/recordings/answer.jsonl"
+    first, *others = file.read_bytes().split(b"\n")
+    file.write_bytes(b"\n".join([first.replace(b"When does it come?", b"When did it come?"), b"{", *others]))
+    with pytest.raises(SuiteError) as raised:
+        read_suite(tmp_path / "suite")
+    assert [told.partition(": ")[0] for told in raised.value.mistakes] == [f"{file}:1", f"{file}:2"]

@@ -281,7 +281,7 @@ def _read(line: bytes, where: str, mistakes: list[str]) -> Recording | None:
         expected = key_of(read.asked, read.model, read.revision)
         body = _body(read)
     except (msgspec.MsgspecError, UnicodeDecodeError, binascii.Error, RecursionError) as error:
-        mistakes.append(f"{where}: is no recording: {error}. Record it anew, or undo the change")
+        mistakes.append(f"{where}: is no recording: {error}. Undo the change, or remove the line and record it anew")
         return None
     told = _mistakes(read, expected)
     mistakes += [f"{where}: {one}" for one in told]
@@ -293,7 +293,7 @@ def _mistakes(read: _Line, expected: str) -> list[str]:
     if read.key != expected:
         found.append(
             f"the key {read.key[:12]}… is not that of its request, model and revision ({expected[:12]}…): the line "
-            "was changed by hand. Record it anew, or undo the change"
+            "was changed by hand. Undo that, or remove the line and record it anew"
         )
     if read.failure is None and not 100 <= read.status <= 599:
         found.append(f"has neither a failure nor a status of HTTP ({read.status})")
