@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -310,6 +313,29 @@ def test_a_defect_of_our_own_is_no_verdict(blessed: SmallSuite) -> None:
     )
     assert done.returncode == 3
     assert "ZeroDivisionError" in done.stderr and "a defect of ctxpipe" in done.stderr
+
+
+def test_on_a_terminal_both_outputs_stand_side_by_side_and_steer_nothing(blessed: SmallSuite) -> None:
+    blessed.flow(FLOW.replace("number * 2", "[number * 2, chr(27) + ']0;owned' + chr(7) + chr(0x202E)][number > 6]"))
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", "eval", "run", "evals", "--jobs", "0"],
+        cwd=blessed.home,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "TERM": "xterm-256color"},
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # so a terminal ends
+        while part := os.read(ours, 65536):
+            shown += part
+    assert process.wait(timeout=60) == 1
+    text = shown.decode()
+    assert "\x1b]0;" not in text and "\u202e" not in text
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    assert re.search(r"baseline +now", plain)
+    assert re.search(r'"answer": 14, +"answer": "\\u001b\]0;owned\\u0007\\u202e"', plain), plain
 
 
 def test_help_imports_nothing_heavy() -> None:
