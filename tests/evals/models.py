@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
 import tempfile
@@ -32,3 +33,14 @@ async def listening() -> AsyncIterator[None]:
         finally:
             server.stop()
             await runner.cleanup()
+
+
+async def _serve() -> None:
+    async with listening():
+        sys.stderr.write(f"the models of guard.yaml listen on {SCRIPTED_PORT} and {LOCAL_PORT}; Ctrl-C ends them\n")
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_serve())
