@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -106,15 +106,30 @@ def _priced(prices: PriceTable, endpoint: Endpoint) -> bool:
 
 
 def _check_routing(section: GuardSection) -> Iterator[Finding]:
+    """As a service judges it that begins, and knows of nobody who was active before."""
     from connectors.source import Finding
-    from pipeline.guard.routing.file import read_routing
+    from pipeline.guard.routing.promotion import checked
 
     if section.routing_file is None:
         return
+    priced = _known(section)
     try:
-        found = read_routing(section.routing_file, section.config)
+        found, _, refused = checked(section.routing_file, section.config, None, time.time_ns() // 1000, priced)
     except ConfigError as error:
         yield from (Finding("unfit", "guard: routing", mistake) for mistake in error.mistakes)
         return
-    tasks = ", ".join(sorted(found.config.tasks)) or "none"
-    yield Finding("ok", "guard: routing", f"tasks with an active model: {tasks}")
+    yield from (Finding("unfit", "guard: routing", told) for told in refused)
+    if not refused:
+        tasks = ", ".join(f"{task}: {one.active}" for task, one in sorted(found.config.tasks.items()))
+        yield Finding("ok", "guard: routing", f"who answers: {tasks}")
+
+
+def _known(section: GuardSection) -> Callable[[str], bool]:
+    """Whether an endpoint has a price; a table that can't be read is told elsewhere."""
+    from pipeline.guard.prices import read_prices
+
+    try:
+        prices = read_prices() if section.prices_file is None else read_prices(section.prices_file)
+    except ConfigError:
+        return lambda _: True
+    return {endpoint.name: _priced(prices, endpoint) for endpoint in section.endpoints}.__getitem__

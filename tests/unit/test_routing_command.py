@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import cli
+from pipeline.commands._check_guard import check_guard
+from pipeline.core.config import load
 from pipeline.guard.evidence import Evidence
 from pipeline.guard.routing.editing import edited, written
 from pipeline.guard.routing.file import printed_schema
@@ -198,6 +200,12 @@ def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == printed_schema()
 
 
+def test_neighbours_in_a_flow_go_together() -> None:
+    text = "tasks: {t: {a: 1, evidence: 2, active: x, previous: 3, c: 4}}"
+    changes = {"a": None, "evidence": None, "previous": None, "c": None, "new": 5}
+    assert edited(text, "t", changes) == "tasks: {t: {active: x, new: 5}}"
+
+
 NAMES = st.sampled_from(["old", "new", "a name", "yes", "1e3", "ключ", 'with "quotes"', "- dash", "#no"])
 VALUES = st.recursive(NAMES | st.integers(-5, 5) | st.booleans(), lambda inner: st.lists(inner, max_size=3))
 
@@ -252,3 +260,24 @@ def _block(key: str, value: Any) -> str:
     if isinstance(value, list):
         return f"    {key}:\n" + "\n".join(f"      - {written(one)}" for one in value)
     return f"    {key}: {written(value)}"
+
+
+async def test_preflight_tells_what_a_service_would_refuse(folder: Path, route: Route) -> None:
+    """Nothing listens at the endpoints; of the routing all is told that `route check` tells."""
+    guard = GUARD.replace(', api_key: "${NOBODY_HAS_IT}"', "").replace("\n", "\n  ")
+    servers = "kafka: {bootstrap_servers: '127.0.0.1:9092'}\nredis: {url: 'redis://127.0.0.1:6379/0'}\n"
+    (folder / "ctxpipe.yaml").write_text(f"{servers}guard:\n  {guard}\n  routing: routing.yaml\n")
+
+    async def findings() -> list[tuple[str, str]]:
+        found = await check_guard(load(folder / "ctxpipe.yaml").guard)
+        return [(one.severity, one.message) for one in found if one.subject == "guard: routing"]
+
+    assert await findings() == [("ok", "who answers: delay: old, rebook: old")]
+    assert route(*PROMOTE)[0] == 0
+    assert await findings() == [("ok", "who answers: delay: old, rebook: new")]
+    (folder / "evidence" / "new.json").unlink()
+    ((severity, text),) = await findings()
+    assert severity == "unfit"
+    assert "the evidence can't be read" in text
+    (folder / "routing.yaml").write_text("version: 1\n")
+    assert [severity for severity, _ in await findings()] == ["unfit"]

@@ -23,15 +23,23 @@ Change = tuple[int, int, str]
 def edited(text: str, task: str, changes: Mapping[str, Any]) -> str:
     """`changes` by key of the task: its new value, None: the key goes. New keys come behind `active`. Raises
     ConfigError where the file is written in a way that can't be edited like this."""
-    tasks = _value(yaml.compose(text, Loader=yaml.SafeLoader), "tasks")
+    for key, value in reversed(list(changes.items())):  # each new key comes behind `active`
+        made = _change(text, _task(text, task), key, value)
+        if made is not None:
+            start, end, instead = made
+            text = text[:start] + instead + text[end:]
+    return text
+
+
+def _task(text: str, task: str) -> yaml.MappingNode:
+    try:
+        tasks = _value(yaml.compose(text, Loader=yaml.SafeLoader), "tasks")
+    except yaml.YAMLError:
+        tasks = None
     node = None if tasks is None else _value(tasks, task)
     if not isinstance(node, yaml.MappingNode):
-        raise ConfigError([f"the task {task!r} is no mapping of its own; write it out, without an alias"])
-    made = [_change(text, node, key, value) for key, value in changes.items()]
-    backwards = [one for one in reversed(made) if one is not None]
-    for start, end, instead in sorted(backwards, key=lambda one: one[0], reverse=True):
-        text = text[:start] + instead + text[end:]
-    return text
+        raise ConfigError([f"the task {task!r} is no mapping of its own that can be edited; write it out by hand"])
+    return node
 
 
 def _change(text: str, node: yaml.MappingNode, key: str, value: Any) -> Change | None:
