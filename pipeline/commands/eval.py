@@ -18,6 +18,7 @@ EVALS = MappingProxyType(
         "init": "Begin a suite: a small one that runs and passes.",
         "run": "Run a suite and tell what became worse than its baseline.",
         "bless": "Make what a suite gives now its baseline, with a reason.",
+        "workflow": "Print the gate for the pipelines of GitHub or GitLab.",
         "record": "Ask real models, and record what they answer.",
         "compare": "Tell whether one model is better than another, with the evidence for a swap.",
         "drift": "Ask real models again, and compare with what was recorded.",

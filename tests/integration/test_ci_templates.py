@@ -400,6 +400,15 @@ def test_a_gitlab_that_takes_no_note_changes_no_verdict(team: Team, gitlab: GitL
     assert "No note was written" in done.stdout
 
 
+@pytest.mark.parametrize(("host", "file"), [("github", GITHUB), ("gitlab", GITLAB)])
+def test_whoever_installed_the_package_has_both_files(
+    host: str, file: Path, installed: Machine, tmp_path: Path
+) -> None:
+    words = [installed.bin / "ctxpipe", "eval", "workflow", host]
+    done = subprocess.run(words, cwd=tmp_path, env=installed.environment(), capture_output=True, text=True, check=True)
+    assert done.stdout == file.read_text()
+
+
 def test_the_suite_to_begin_with_passes_where_nothing_else_is(tmp_path: Path, installed: Machine) -> None:
     environment = installed.environment()
     for words in (["init", "evals"], ["bless", "evals", "--reason", "first"], ["run", "evals", "--html", "page.html"]):
