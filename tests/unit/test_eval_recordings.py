@@ -176,7 +176,7 @@ def secrets() -> Secrets:
         ("hf_" + 34 * "a", "a token of Hugging Face"),
         ("xoxb-" + "1234567890-ab", "a token of Slack"),
         ("eyJ" + "hbGciOiJI.eyJzdWIiOiIx.SflKxwRJSMeKKF2Q", "a signed token"),
-        ("Authorization: Bearer " + "abcdefghijklmnopqrst", "a credential of a header"),
+        ("Authorization: Bearer " + "abcdefghijkl5mnopqrst", "a credential of a header"),
         ("-----BEGIN RSA PRIVATE " + "KEY-----\nMII\n-----END RSA PRIVATE " + "KEY-----", "a private key"),
         ("postgresql://app:hunter2@db/x", "the password of an address"),
     ],
@@ -196,6 +196,7 @@ def test_secrets_are_found_told_by_name_and_masked_to_the_length(text: str, name
         "a risk-adjusted estimate of sk-ills",
         "https://example.com/a:b@c and 12:30 http://host:8080/x",
         "the bearer of bad news, monkey=banana",
+        "a basic understanding, bearer responsibilities",
         "flight UA1545 EWR-IAH 2013-01-01T05:15 N14228",
     ],
 )
