@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -88,7 +88,7 @@ def _film(seen: Json, question: str) -> Json:
     return _answered(None, None, [_cited(key, "/title", film["title"])])
 
 
-def _one_field(pointer: str) -> Any:
+def _one_field(pointer: str) -> Callable[[str, Json], Json]:
     def answers(key: str, film: Json) -> Json:
         value = film.get(pointer[1:])
         number = value if isinstance(value, int | float) else None
@@ -118,7 +118,7 @@ def _newest(key: str, film: Json) -> Json:
     return _answered(newest["title"], None, cited)
 
 
-_QUESTIONS = {
+_QUESTIONS: dict[str, Callable[[str, Json], Json]] = {
     "Who directed": _one_field("/director"),
     "In which year": _one_field("/year"),
     "How long": _one_field("/runtime"),
