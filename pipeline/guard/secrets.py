@@ -32,7 +32,10 @@ SHAPES: tuple[tuple[str, str], ...] = (
     ("a secret of a webhook", r"\bwhsec_[A-Za-z0-9+/=]{16,}"),
     ("a signed token", r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"),
     ("a private key", r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"),
-    ("a credential of a header", r"(?i:\b(?:bearer|basic)\s+)(?=[A-Za-z._~+/-]*?(?:[0-9=]|[a-z][A-Z]))[A-Za-z0-9._~+/=-]{12,}"),
+    (
+        "a credential of a header",
+        r"(?i:\b(?:bearer|basic)\s+)(?=[A-Za-z._~+/-]*?(?:[0-9=]|[a-z][A-Z]))[A-Za-z0-9._~+/=-]{12,}",
+    ),
 )
 """What it is called, and what it looks like; `.` is any character. Words alone are none: "a basic understanding"."""
 _LOOKS_LIKE_ONE = re.compile("|".join(shape for _, shape in SHAPES), re.DOTALL)
