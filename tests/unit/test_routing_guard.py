@@ -431,3 +431,32 @@ async def test_a_change_of_the_ladder_does_not_begin_a_new_trial(tmp_path: Path)
     for _ in range(30):
         await made.call()
     assert active(made) == "new"
+
+
+@pytest.mark.parametrize("told", [{"previous": "old"}, {}])
+async def test_a_new_process_knows_who_was_before_from_the_file_or_the_evidence(
+    tmp_path: Path, told: dict[str, str]
+) -> None:
+    made = world(tmp_path, new=[BAD])
+    made.files.write(
+        {"active": "new", "evidence": made.files.evidence(proves()), "limits": LIMITS, "others": ["old"], **told}
+    )
+    made.open()
+    assert active(made) == "new"
+    assert await bad_until_taken_back(made) == 10
+    assert (await made.call()).endpoint == "old"
+
+
+async def test_nobody_goes_back_to_an_endpoint_that_is_gone(tmp_path: Path) -> None:
+    """It was taken out of the configuration after a swap that went well; calls must not pay for that later."""
+    made = world(tmp_path, new=[BAD], route={"local": ("third",)})
+    made.open()
+    await promote(made, limits=LIMITS)
+    await made.run(made.guard.close())
+    base = made.config.routes["*"].model_copy(update={"primary": "third", "local": ()})
+    rest = tuple(one for one in made.config.endpoints if one.name != "old")
+    made.config = made.config.model_copy(update={"endpoints": rest, "routes": {"*": base}})
+    made.open()
+    for _ in range(30):
+        assert (await made.call()).rung in ("primary", "escalated")
+    assert active(made) == "new"

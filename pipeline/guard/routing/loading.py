@@ -101,6 +101,21 @@ def decided(
     return Decision(standings, outcomes, refused, told)
 
 
+def usable(state: RoutingState, guard: GuardConfig) -> RoutingState:
+    """Without those to go back to that the guard's endpoints no longer are."""
+    endpoints = {endpoint.name: identity_of(endpoint) for endpoint in guard.endpoints}
+
+    def there(before: Before) -> bool:
+        names = set(before.route.endpoints)
+        return names <= endpoints.keys() and endpoints[before.identity.endpoint] == before.identity
+
+    tasks = {
+        task: one if one.previous is None or there(one.previous) else one.model_copy(update={"previous": None})
+        for task, one in state.tasks.items()
+    }
+    return state.model_copy(update={"tasks": tasks})
+
+
 def gone(standings: Mapping[str, Standing], guard: GuardConfig) -> list[str]:
     """What is in force and can't be any more, because the guard's endpoints are others; a sentence each."""
     endpoints = {endpoint.name: endpoint for endpoint in guard.endpoints}

@@ -26,7 +26,7 @@ from pipeline.guard.prices import PriceTable, read_prices
 from pipeline.guard.routing import telling
 from pipeline.guard.routing.config import TaskRouting
 from pipeline.guard.routing.generation import Builder, Generation, Watched
-from pipeline.guard.routing.loading import Decision, Snapshot, Source, decided, gone, mistakes_of
+from pipeline.guard.routing.loading import Decision, Snapshot, Source, decided, gone, mistakes_of, usable
 from pipeline.guard.routing.pairs import Pairs, Score
 from pipeline.guard.routing.state import RoutingState, Standing, StateFile, TakenBack, merged, without
 from pipeline.guard.routing.window import seen_of
@@ -78,7 +78,7 @@ class RoutedGuard:
         self._stamp = b""
         guard = Guard(config, client, escalations, functions, prices=prices, clock=clock, chance=chance)
         self._generation = Generation(0, guard)
-        self._state = self._file.read()
+        self._state = usable(self._file.read(), config)
         self._begin()
 
     async def call(self, request: ModelRequest) -> Result:
