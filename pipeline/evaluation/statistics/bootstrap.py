@@ -14,12 +14,13 @@ from scipy import special
 
 from pipeline.evaluation.statistics.pairs import Floats, Groups
 
-RESAMPLES = 9_999
+RESAMPLES, RESAMPLES_MIN = 9_999, 999
+"""The fewer, the more groups there are: of tens of thousands draws say what Student's t says."""
 GROUPS_MIN = 5
 """With fewer no interval is honest: the draws repeat each other."""
 FEW = 5
 """Groups that differ from the rest: below so many, draws say little and the bound of rare events counts too."""
-_AT_ONCE_CELLS = 4_000_000
+_AT_ONCE_CELLS, _CELLS_MAX = 4_000_000, 100_000_000
 _SAME = 1e-12
 
 
@@ -87,6 +88,7 @@ def studentised(groups: Groups, seed: int, resamples: int = RESAMPLES) -> Studen
         return Studentised(mean, 0.0, np.zeros(resamples), len(groups.counts) - 1)
     random = np.random.default_rng(seed)
     kinds = _kinds(groups)
+    resamples = max(min(resamples, RESAMPLES_MIN), min(resamples, _CELLS_MAX // len(kinds.times)))
     at_once = max(1, _AT_ONCE_CELLS // len(kinds.times))
     drawn = [
         _standardised(kinds, mean, random, min(at_once, resamples - begin)) for begin in range(0, resamples, at_once)

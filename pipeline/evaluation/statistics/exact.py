@@ -18,9 +18,9 @@ from pipeline.evaluation.statistics.pairs import Floats, Groups
 ENUMERATED_MAX = 16
 """Groups that differ: up to so many, all 65,536 ways are looked at; above, so many ways are drawn:"""
 DRAWN = 19_999
-_DRAWN_AT_ONCE = 2_000
-_WHOLE_MAX = 50_000
-"""Whole numbers are summed exactly as long as they add up to no more."""
+_AT_ONCE_CELLS = 4_000_000
+_WHOLE_STEPS_MAX = 200_000_000
+"""Whole numbers are summed exactly as long as that takes no more steps."""
 _TIE = 1e-9
 
 
@@ -39,7 +39,7 @@ def sign_flip(groups: Groups, seed: int) -> float:
     sums = groups.sums[np.abs(groups.sums) > _TIE]
     if not len(sums):
         return 1.0
-    if bool((sums == np.rint(sums)).all()) and float(np.abs(sums).sum()) <= _WHOLE_MAX:
+    if bool((sums == np.rint(sums)).all()) and len(sums) * float(np.abs(sums).sum()) <= _WHOLE_STEPS_MAX:
         return _of_whole(sums)
     if len(sums) <= ENUMERATED_MAX:
         return _of_all(sums)
@@ -85,9 +85,9 @@ def _of_drawn(sums: Floats, random: np.random.Generator) -> float:
     sizes, reached = np.abs(sums), 0
     # a way's sum is twice what its better groups have, less everything
     wanted = (float(sums.sum()) + float(sizes.sum())) / 2 - _TIE
-    for begin in range(0, DRAWN, _DRAWN_AT_ONCE):
-        rows = min(_DRAWN_AT_ONCE, DRAWN - begin)
-        octets = -(-len(sizes) // 8)
+    octets, at_once = -(-len(sizes) // 8), max(1, _AT_ONCE_CELLS // len(sizes))
+    for begin in range(0, DRAWN, at_once):
+        rows = min(at_once, DRAWN - begin)
         coins = np.frombuffer(random.bytes(rows * octets), dtype=np.uint8).reshape(rows, octets)
         better = np.unpackbits(coins, axis=1, count=len(sizes)).astype(np.float64)
         reached += int((better @ sizes >= wanted).sum())
