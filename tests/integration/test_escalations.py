@@ -7,6 +7,8 @@ import base64
 import hashlib
 import hmac
 import json
+import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -37,7 +39,7 @@ from pipeline.streams.escalation_deliveries import Deliveries
 from pipeline.streams.escalation_desk import EscalationDesk, Taken
 from pipeline.streams.escalation_queue import KafkaEscalations
 from pipeline.streams.escalation_watch import EscalationWatch
-from tests.support.cli import ctxpipe
+from tests.support.cli import ROOT, ctxpipe
 from tests.support.eventually import eventually
 from tests.support.streams import make_topic, new_name
 
@@ -247,11 +249,14 @@ class Receiver:
     def __init__(self, *script: int) -> None:
         self.script, self.taken, self.asked = list(script), [], 0
         self.heads: list[tuple[dict[str, str], bytes]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     async def handle(self, asked: web.Request) -> web.Response:
         body = await asked.read()
         self.asked += 1
         self.heads.append(({name.lower(): value for name, value in asked.headers.items()}, body))
+        await self.gate.wait()
         status = self.script.pop(0) if self.script else 200
         if status == 200:
             self.taken.append(json.loads(body)["id"])
@@ -322,15 +327,51 @@ async def test_the_webhook_gets_each_question_at_least_once_signed(
         assert b"sk-abcdef" not in body
 
 
-def test_the_commands(kafka_bootstrap: str, config: EscalationsConfig, tmp_path: Path) -> None:
-    (tmp_path / "ctxpipe.yaml").write_text(
-        f"kafka: {{bootstrap_servers: '{kafka_bootstrap}'}}\n"
+async def test_a_deliverer_that_is_killed_delivers_again(
+    kafka_bootstrap: str, config: EscalationsConfig, tmp_path: Path
+) -> None:
+    """While the receiver has not answered yet; the next one is ended in order, and says so."""
+    port = choose_port()
+    write_config(tmp_path, kafka_bootstrap, config.topic, f"http://127.0.0.1:{port}/hook")
+    async with KafkaEscalations(kafka_bootstrap, config) as escalations:
+        await escalations.put(question("q"))
+    receiver = Receiver()
+    receiver.gate.clear()
+    async with receiving(receiver, port):
+        first = await started(tmp_path)
+        await eventually(lambda: receiver.asked == 1, timeout_s=60)
+        first.kill()
+        await first.wait()
+        receiver.gate.set()
+        second = await started(tmp_path)
+        await eventually(lambda: receiver.taken.count("q") >= 1 and receiver.asked >= 2, timeout_s=60)
+        second.terminate()
+        _, told = await asyncio.wait_for(second.communicate(), 60)
+    assert second.returncode == 0 and b"escalations: ended" in told and b"Traceback" not in told
+
+
+async def started(folder: Path) -> asyncio.subprocess.Process:
+    words = ["-m", "pipeline.cli", "escalations", "deliver"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return await asyncio.create_subprocess_exec(
+        sys.executable, *words, cwd=folder, env=environment, stderr=asyncio.subprocess.PIPE
+    )
+
+
+def write_config(folder: Path, bootstrap: str, topic: str, hook: str = "") -> None:
+    more = f", webhook: {{url: '{hook}', secret: sixteen characters, delay_s: 0.05}}" if hook else ""
+    (folder / "ctxpipe.yaml").write_text(
+        f"kafka: {{bootstrap_servers: '{bootstrap}'}}\n"
         "redis: {url: 'redis://127.0.0.1:6379/0'}\n"
         "guard:\n"
         f"  endpoints: [{{name: large, url: '{DEAD}', model: gpt-4o}}]\n"
         "  routes: {'*': {primary: large}}\n"
-        f"  escalations: {{topic: {config.topic}}}\n"
+        f"  escalations: {{topic: {topic}{more}}}\n"
     )
+
+
+def test_the_commands(kafka_bootstrap: str, config: EscalationsConfig, tmp_path: Path) -> None:
+    write_config(tmp_path, kafka_bootstrap, config.topic)
 
     def command(*words: str) -> Any:
         return ctxpipe("escalations", *words, folder=tmp_path)
