@@ -148,21 +148,27 @@ def test_suites_get_the_active_models_without_evidence() -> None:
     assert (found.routes["*"].primary, found.endpoints) == ("old", GUARD.endpoints)
 
 
-def test_whoever_checks_a_file_needs_no_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whoever_checks_a_file_needs_neither_keys_nor_addresses(tmp_path: Path) -> None:
     path = tmp_path / "ctxpipe.yaml"
     path.write_text("""\
 kafka: {bootstrap_servers: "${NOT_HERE_EITHER}"}
 serve: {data_directory: data}
 guard:
-  endpoints: [{name: old, url: "http://${MODEL_HOST}/v1", model: m, api_key: "${NOBODY_HAS_THIS_KEY}"}]
+  endpoints:
+    - {name: old, url: "http://${NO_HOST}/v1", model: m, api_key: "${NOBODY_HAS_THIS_KEY}"}
+    - {name: here, model: tiny}
+    - {name: new, model: "${NO_SUCH_MODEL}"}
   routes: {t: {primary: old}}
   routing: routing.yaml
+  prices: prices.toml
   escalations: {kept_days: 3}
 """)
-    monkeypatch.setenv("MODEL_HOST", "models.example.com")
-    found = read_guard(path)
-    assert found.config.endpoints[0].url == "http://models.example.com/v1"
-    assert (found.routing, found.data_directory) == (tmp_path / "routing.yaml", tmp_path / "data")
-    monkeypatch.delenv("MODEL_HOST")
-    with pytest.raises(ConfigError, match=r"ctxpipe.yaml:4: guard.endpoints.0.url: .*MODEL_HOST"):
+    with pytest.raises(ConfigError, match=r"ctxpipe.yaml:7: guard.endpoints.2.model: .*NO_SUCH_MODEL"):
         read_guard(path)
+    path.write_text(path.read_text().replace("${NO_SUCH_MODEL}", "${NO_SUCH_MODEL:-m}"))
+    found = read_guard(path)
+    assert [(one.name, one.model, one.api_key) for one in found.config.endpoints] == [
+        ("old", "m", None), ("here", "tiny", None), ("new", "m", None),
+    ]  # fmt: skip
+    assert (found.routing, found.data_directory) == (tmp_path / "routing.yaml", tmp_path / "data")
+    assert found.prices == tmp_path / "prices.toml"

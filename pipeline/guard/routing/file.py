@@ -18,6 +18,7 @@ from schemas.errors import SpecError
 from schemas.yaml_file import Document, Location, Mistake, mistakes_of, read_yaml, suggestion
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_NOWHERE = "http://127.0.0.1:1/v1"
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -52,8 +53,8 @@ def read_routing(path: Path, guard: GuardConfig | None = None) -> RoutingFile:
 
 @dataclass(frozen=True)
 class GuardFile:
-    """What a routing file is about, without keys. The paths are those of a configuration, None of a file that holds a
-    guard alone."""
+    """What a routing file is about, without keys and addresses. The paths are those of a configuration, None of a file
+    that holds a guard alone."""
 
     config: GuardConfig
     routing: Path | None = None
@@ -62,14 +63,14 @@ class GuardFile:
 
 
 def read_guard(path: Path) -> GuardFile:
-    """Endpoints and routes of a file that holds them, or of a configuration (`guard:`). Keys of endpoints are not read,
-    so that whoever checks a file needs none. Raises ConfigError with all mistakes."""
+    """Endpoints and routes of a file that holds them, or of a configuration (`guard:`). Keys and addresses are not
+    read, so that whoever checks a routing file needs none. Raises ConfigError with all mistakes."""
     document = _read(path)
     mistakes: list[Mistake] = []
     inner = document.data.get("guard") if isinstance(document.data, dict) else None
     at: Location = () if inner is None else ("guard",)
     given = document.data if inner is None else inner
-    data = filled(_without_keys(given), at, mistakes)
+    data = filled(_without_access(given), at, mistakes)
     if inner is not None and isinstance(data, dict):
         data = {name: value for name, value in data.items() if name in GuardConfig.model_fields}
     config = _valid(document, GuardConfig, mistakes, data, at)
@@ -108,12 +109,14 @@ def _beside(path: Path, named: Any) -> Path | None:
     return path.parent / named if isinstance(named, str) else None
 
 
-def _without_keys(guard: Any) -> Any:
+def _without_access(guard: Any) -> Any:
     endpoints = guard.get("endpoints") if isinstance(guard, dict) else None
     if not isinstance(endpoints, list):
         return guard
     kept = [
-        {name: value for name, value in one.items() if name != "api_key"} if isinstance(one, dict) else one
+        {**{name: value for name, value in one.items() if name != "api_key"}, "url": _NOWHERE}
+        if isinstance(one, dict)
+        else one
         for one in endpoints
     ]
     return {**guard, "endpoints": kept}
