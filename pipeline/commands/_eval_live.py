@@ -24,6 +24,8 @@ def live_options(function: Callable[..., Any]) -> Callable[..., Any]:
         (
             click.option("--model-url", "urls", multiple=True, metavar="[NAME=]URL",
                          help="Ask there instead: all endpoints, or the one of this name."),
+            click.option("--not-secret", multiple=True, metavar="TEXT",
+                         help="What has this text in it only looks like a secret."),
             click.option("--calls-max", type=click.IntRange(1), default=5_000, show_default=True, metavar="N"),
             click.option("--at-once", type=click.IntRange(1, 1_000), default=8, show_default=True, metavar="N",
                          help="On their way to one endpoint."),
@@ -45,7 +47,7 @@ def plan_of(suite: Suite, options: dict[str, Any]) -> LivePlan:
     from pipeline.evaluation.models.live import LivePlan
     from pipeline.guard.prices import read_prices
 
-    endpoints, secrets = live_endpoints(suite, options["urls"])
+    endpoints, secrets = live_endpoints(suite, options["urls"], none=options["not_secret"])
     return LivePlan(
         endpoints=endpoints,
         secrets=secrets,

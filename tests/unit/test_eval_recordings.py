@@ -212,3 +212,10 @@ def test_a_suite_with_broken_recordings_is_refused_before_any_case_runs(tmp_path
     with pytest.raises(SuiteError) as raised:
         read_suite(tmp_path / "suite")
     assert [told.partition(": ")[0] for told in raised.value.mistakes] == [f"{file}:1", f"{file}:2"]
+
+
+def test_what_only_looks_like_a_secret_can_be_named_and_a_known_one_can_not() -> None:
+    text = f"use {KEY}, or sk-live-0123456789abcdef; very-own-key"
+    allowing = Secrets({"mine": "very-own-key"}, none=["A1b2C3d4", "very-own-key"])
+    assert allowing.masked(text) == (f"use {KEY}, or {'*' * 24}; {'*' * 12}", ["mine", "a key of a model provider"])
+    assert allowing.in_text(KEY) == [] and Secrets({}).in_text(KEY) == ["a key of a model provider"]

@@ -108,10 +108,10 @@ def merged(kept: Recordings, live: Live, only_missing: bool) -> list[Recording]:
 
 
 def live_endpoints(
-    suite: Suite, urls: Iterable[str], environment: Mapping[str, str] = os.environ
+    suite: Suite, urls: Iterable[str], environment: Mapping[str, str] = os.environ, none: Iterable[str] = ()
 ) -> tuple[dict[str, Endpoint], Secrets]:
     """The suite's endpoints with their keys, at other addresses where `urls` gives them (`URL` for all, `NAME=URL`),
-    and what must not be recorded. Raises ConfigError with all mistakes."""
+    and what must not be recorded (`none`: what is no secret). Raises ConfigError with all mistakes."""
     if suite.guard is None:
         raise ConfigError([f"{suite.folder} names no endpoints; write {GUARD} with endpoints and routes"])
     found, mistakes = {}, list[str]()
@@ -129,7 +129,7 @@ def live_endpoints(
     if mistakes:
         raise ConfigError(mistakes)
     config = suite.guard.model_copy(update={"endpoints": tuple(found.values())})
-    return found, secrets_of(config, environment)
+    return found, secrets_of(config, environment, none)
 
 
 def _key(endpoint: Endpoint, written: str, mistakes: list[str]) -> str | None:

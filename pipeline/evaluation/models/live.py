@@ -153,7 +153,7 @@ class Live:
         if found:
             raise HarnessError(
                 f"its request to {asked.endpoint.name} holds {', '.join(found)}; nothing was sent or recorded. Keep "
-                "secrets out of prompts"
+                "secrets out of prompts; where it only looks like one: --not-secret TEXT"
             )
 
     async def _answer(self, client: HttpClient, asked: Asked, endpoint: Endpoint) -> RawAnswer:

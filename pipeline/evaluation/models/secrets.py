@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,15 +34,17 @@ class Found:
 
 
 class Secrets:
-    """`known`: values by what they are called, such as `the key of endpoint large`."""
+    """`known`: values by what they are called, such as `the key of endpoint large`. `none`: texts that only look like
+    one, such as the key of an example; a known one is a secret all the same."""
 
-    def __init__(self, known: Mapping[str, str]) -> None:
+    def __init__(self, known: Mapping[str, str], none: Iterable[str] = ()) -> None:
+        self._none = tuple(none)
         self._known = sorted(((name, value) for name, value in known.items() if value), key=lambda item: -len(item[1]))
 
     def in_text(self, text: str) -> list[str]:
         """Names of what is in it."""
         found = [name for name, value in self._known if value in text]
-        return found + [name for name, shape in _SHAPES if shape.search(text)]
+        return found + [name for name, shape in _SHAPES if any(map(self._counts, shape.finditer(text)))]
 
     def in_value(self, value: Any, where: str = "") -> Iterator[Found]:
         """In the strings of a JSON value, names of its fields included."""
@@ -65,13 +67,17 @@ class Secrets:
                 names.append(name)
                 text = text.replace(value, "*" * len(value))
         for name, shape in _SHAPES:
-            text, count = shape.subn(lambda match: "*" * len(match[0]), text)
-            names += [name] if count else []
+            starred = shape.sub(lambda match: "*" * len(match[0]) if self._counts(match) else match[0], text)
+            names += [name] if starred != text else []
+            text = starred
         return text, names
 
+    def _counts(self, match: re.Match[str]) -> bool:
+        return not any(text in match[0] for text in self._none)
 
-def secrets_of(guard: GuardConfig, environment: Mapping[str, str]) -> Secrets:
-    """Keys of endpoints, and values of variables that are named like secrets."""
+
+def secrets_of(guard: GuardConfig, environment: Mapping[str, str], none: Iterable[str] = ()) -> Secrets:
+    """Keys of endpoints, and values of variables that are named like secrets. `none`: see Secrets."""
     known = {
         f"the variable {name}": value
         for name, value in environment.items()
@@ -80,4 +86,4 @@ def secrets_of(guard: GuardConfig, environment: Mapping[str, str]) -> Secrets:
     for endpoint in guard.endpoints:
         if endpoint.api_key is not None:
             known[f"the key of endpoint {endpoint.name}"] = endpoint.api_key.get_secret_value()
-    return Secrets(known)
+    return Secrets(known, none)
