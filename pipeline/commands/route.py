@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from pipeline.guard.routing.promotion import Edit
     from pipeline.guard.routing.state import RoutingState, Standing
 
+OUTCOMES = {
+    "first": "taken by a service that begins",
+    "unchanged": "in force already",
+    "promoted": "promoted by its evidence",
+    "overridden": "without proof, for a reason that people gave",
+    "returned": "back as the one before",
+    "held": "stays back",
+}
 Decorated = Callable[..., Any]
 FILE = click.Path(path_type=Path, dir_okay=False)
 _file = click.argument("file", required=False, type=FILE)
@@ -201,7 +209,8 @@ def _shown(task: str, routing: RoutingFile, state: RoutingState | None) -> dict[
 
 
 def _summary(routing: RoutingFile, decision: Decision) -> str:
-    parts = [f"{task}: {routing.config.tasks[task].active} ({decision.outcomes[task]})" for task in decision.standings]
+    tasks = routing.config.tasks
+    parts = [f"{task}: {tasks[task].active}, {OUTCOMES[decision.outcomes[task]]}" for task in decision.standings]
     return "; ".join([*parts, *(f"{task}: {told}" for task, told in decision.told.items())])
 
 
