@@ -22,7 +22,7 @@ ID_CHARACTERS = 13
 """Of an id in the table; enough to name it by."""
 CELL_CHARACTERS_MAX = 60
 BLOCK_CHARACTERS_MAX = 20_000
-_KEPT = frozenset("\n\t")
+_KEPT = frozenset("\n\t\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}")
 _HIDDEN = frozenset({"Cc", "Cf", "Co", "Cs"})
 
 
