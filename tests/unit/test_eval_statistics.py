@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy import special
 
 from pipeline.evaluation.statistics import exact
-from pipeline.evaluation.statistics.bootstrap import design_effect, rare_upper, studentised
+from pipeline.evaluation.statistics.bootstrap import design_effect, rare_upper, studentised, wilson_margin
 from pipeline.evaluation.statistics.exact import holm, mcnemar, mcnemar_two_sided, sign_flip
 from pipeline.evaluation.statistics.judging import bounded, in_chance_order, judge, method_of
 from pipeline.evaluation.statistics.lower import lower_than_baseline
@@ -120,6 +120,16 @@ def test_nothing_of_300_is_at_most_one_percent() -> None:
     never = binary(better=0, worse=0, ties=60)
     assert bounded(never).bound == pytest.approx(1 - 0.05 ** (1 / 60))
     assert bounded(binary(0, 0, 4)).bound is None
+
+
+def test_three_malformed_of_300_may_be_two_and_a_half_of_100() -> None:
+    """Wilson's bound by hand is 2.48%, the one of rare events a little more; six of 300 go by Wilson's alone."""
+    bound = bounded(binary(better=3, worse=0, ties=297)).bound
+    assert bound == pytest.approx(rare_upper(3, 300, 0.05))
+    assert bound > 0.02476
+    assert 0.02 + wilson_margin(0.02, 300, 0.05, upper=True) == pytest.approx(0.03820, abs=1e-4)
+    six = bounded(binary(better=6, worse=0, ties=294)).bound
+    assert six is not None and six >= 0.0382
 
 
 def test_a_constant_difference_is_its_own_bound() -> None:

@@ -102,6 +102,14 @@ def rare_upper(events: int, groups: int, alpha: float) -> float:
     return 1.0 if events >= groups else float(special.betaincinv(events + 1, groups - events, 1 - alpha))
 
 
+def wilson_margin(share: float, worth: float, alpha: float, *, upper: bool) -> float:
+    """How far Wilson's one-sided bound lies from a share that was seen in pairs worth so many independent ones."""
+    at = float(special.ndtri(1 - alpha))
+    middle = (share + at**2 / (2 * worth)) / (1 + at**2 / worth)
+    spread = at * float(np.sqrt(share * (1 - share) / worth + at**2 / (4 * worth**2))) / (1 + at**2 / worth)
+    return middle + spread - share if upper else share - middle + spread
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Kinds:
     """Groups that are the same to the draws, once, with how many there are: of pass or fail these are few."""

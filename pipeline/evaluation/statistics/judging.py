@@ -22,9 +22,16 @@ from typing import Literal
 import numpy as np
 
 from pipeline.evaluation.statistics import bootstrap
-from pipeline.evaluation.statistics.bootstrap import FEW, GROUPS_MIN, Studentised, rare_upper, studentised
+from pipeline.evaluation.statistics.bootstrap import (
+    FEW,
+    GROUPS_MIN,
+    Studentised,
+    rare_upper,
+    studentised,
+    wilson_margin,
+)
 from pipeline.evaluation.statistics.exact import mcnemar, sign_flip
-from pipeline.evaluation.statistics.pairs import Groups, Pairs
+from pipeline.evaluation.statistics.pairs import Floats, Groups, Pairs, grouped
 from pipeline.evaluation.statistics.sequence import Look, Verdict, Watch, watch
 
 ALPHA = 0.05
@@ -106,8 +113,8 @@ def bounded(pairs: Pairs, resamples: int = bootstrap.RESAMPLES) -> Bounded:
     if len(groups.names) < GROUPS_MIN:
         return Bounded(groups.mean, None)
     bound = studentised(groups, SEED, resamples).upper(ALPHA)
-    if pairs.binary and _few(groups):
-        bound = max(bound, _rare(groups, ALPHA))
+    if pairs.binary:
+        bound = max(bound, _more_often(pairs, ALPHA), _rare(groups, ALPHA) if _few(groups) else -1.0)
     return Bounded(groups.mean, bound if math.isfinite(bound) else None)
 
 
@@ -149,6 +156,22 @@ def _bounds(groups: Groups, drawn: Studentised | None, alpha_low: float, alpha_h
 def _rare(groups: Groups, alpha: float) -> float:
     """The most that the share of groups with a gain may be."""
     return rare_upper(int((groups.sums > 0).sum()), len(groups.names), alpha)
+
+
+def _more_often(pairs: Pairs, alpha: float) -> float:
+    """Where what is counted is rare, few were seen just where the bound has to be high: Wilson's bounds of the shares
+    that became worse and better, joined as Newcombe does."""
+    worse, better = ((side > 0).astype(np.float64) for side in (pairs.differences, -pairs.differences))
+    (share, more), (other, less) = (
+        (float(side.mean()), wilson_margin(float(side.mean()), _worth(side, pairs.groups), alpha, upper=upper))
+        for side, upper in ((worse, True), (better, False))
+    )
+    return share - other + math.hypot(more, less)
+
+
+def _worth(events: Floats, groups: Sequence[str]) -> float:
+    """How many independent pairs say as much."""
+    return len(events) / bootstrap.design_effect(grouped(events, groups), float(events.sum()))
 
 
 def _few(groups: Groups) -> bool:
