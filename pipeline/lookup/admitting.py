@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import get_args
 
 import msgspec
 from starlette.requests import Request
@@ -12,7 +13,7 @@ from starlette.responses import Response
 
 from pipeline.core import metrics
 from pipeline.core.errors import Retryable
-from pipeline.lookup.admission import Admission, Refusal, Ticket
+from pipeline.lookup.admission import Admission, Reason, Refusal, Ticket
 from pipeline.lookup.at_once import Told
 
 
@@ -36,7 +37,7 @@ def admit(admission: Admission, tenant: str | None, left_ms: float, keys: int = 
     """As Admission's, counted."""
     found = admission.admit(tenant, left_ms, keys)
     if isinstance(found, Refusal):
-        metrics.lookup_shed.labels(found.reason).inc()
+        _COUNT_SHED[found.reason]()
     return found
 
 
@@ -71,6 +72,7 @@ def shed_answer(refusal: Refusal) -> Told:
     return 503, [_PROBLEM, _NO_STORE, (b"retry-after", after), (b"content-length", b"%d" % len(body))], body
 
 
+_COUNT_SHED = {reason: metrics.lookup_shed.labels(reason).inc for reason in get_args(Reason)}
 _PROBLEM = (b"content-type", b"application/problem+json")
 _NO_STORE = (b"cache-control", b"no-store")
 

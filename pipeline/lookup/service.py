@@ -32,7 +32,7 @@ LEFT_S_MIN = 0.001
 """For the bundles, after a wait that took longer than it should."""
 SPACE_KEPT_S = 0.5
 """So long after a promotion, answers may still be labelled by the space before it, which they name."""
-AT_ONCE_MAX = 32
+AT_ONCE_MAX = 64
 """In one turn of the event loop. Lookups that are answered from memory never wait for anything, and so would give no
 turn to others: to what tells of changes, for one."""
 STABLE_LABELS = ("current", "none")
