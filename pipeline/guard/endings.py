@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ENDING_US, ENDING_US_MAX = 1_000, 8_000
-"""What the end of a call takes a loop: giving up a connection, the function, the way back. Twice as much is expected
-after answers that were late, a little less after each that was not."""
-KEPT_OF_100 = 99
+ENDING_US, ENDING_US_MAX = 200, 3_200
+"""What the end of a call takes a loop: giving up a connection, the function, the way back. On a busy machine it is
+more: twice as much is expected after answers that were late, a little less after each that was not."""
+KEPT_SHARE = 0.999
 SLICE_US = 10_000
 EARLIER_SHARE_MAX = 0.4
 """Of a deadline; beyond that answers get late rather than models have no time."""
@@ -37,13 +37,13 @@ class Endings:
         self._free: dict[int, int] = {}
         """Slice → the last one before it that may have room; all between are full."""
         self._functions_s: dict[str, float] = {}
-        self._ending_us, self._count, self._learned_at = ENDING_US, 0, 0
+        self._ending_us, self._count, self._learned_at = float(ENDING_US), 0, 0
 
     def book(self, ends_s: float, began_s: float, deadline_s: float, task: str) -> Booking:
         """`ends_s` is when models would have to be done were nobody else there."""
         at_most_s = EARLIER_SHARE_MAX * max(0.0, deadline_s)
         self._count += 1
-        wanted_us = self._ending_us + int(1e6 * min(self.expected_s(task), at_most_s))
+        wanted_us = int(self._ending_us + 1e6 * min(self.expected_s(task), at_most_s))
         number = int(ends_s * 1e6) // SLICE_US
         if number not in self._booked_us and wanted_us <= SLICE_US:
             self._booked_us[number] = wanted_us
@@ -71,7 +71,7 @@ class Endings:
             if booking.number > self._learned_at:  # those booked before it was learned are late for the same reason
                 self._ending_us, self._learned_at = min(ENDING_US_MAX, 2 * self._ending_us), self._count
         elif over_s > booking.ends_s:
-            self._ending_us = max(ENDING_US, self._ending_us * KEPT_OF_100 // 100)
+            self._ending_us = max(ENDING_US, self._ending_us * KEPT_SHARE)
         for number, part_us in booking.parts:
             left_us = self._booked_us[number] - part_us
             if left_us:
