@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from pipeline.core import metrics
+from pipeline.core import genai_names as names
+from pipeline.core import metrics, telemetry
 from pipeline.core.breaker import STATES, Breaker, Permit, State
+from pipeline.core.clock import SystemClock
 from pipeline.core.config import EndpointConfig
 from pipeline.core.errors import CtxpipeError, Fatal, Poison, Retryable
 from pipeline.embedding.engine import Throttled
@@ -21,6 +23,8 @@ from pipeline.embedding.rate_limit import RateLimit
 Mark = Literal["success", "failure", "neutral"]
 RUNG, TASK, PART = "primary", "embedding", "endpoint"
 """Labels, as the guard's metrics have them."""
+PROVIDER = "openai"
+"""Of whom the API is, whoever offers it."""
 PROBED_S = 1.0
 """While somebody else finds out whether the endpoint is well again, one asks again after so long."""
 
@@ -35,7 +39,7 @@ class EndpointGate:
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        self.name, self.who = name, f"endpoint {name}"
+        self.name, self.who, self._price = name, f"endpoint {name}", endpoint.price_per_million_tokens
         self._limit = RateLimit(endpoint.requests_per_minute, endpoint.tokens_per_minute, clock)
         self._clock, self._lock = clock, threading.Lock()
         self._breaker = Breaker(endpoint.breaker, clock, chance, self._told)
@@ -54,16 +58,17 @@ class EndpointGate:
             raise Throttled(f"the rate limit of {self.who} is used up for {wait_s:.1f} s", wait_s)
 
     @contextmanager
-    def passing(self) -> Iterator[None]:
-        """Around one request. Raises Throttled where the endpoint failed too often and is being given time; what the
-        request raises passes, and says how the endpoint is."""
+    def passing(self, model: str) -> Iterator[Callable[[int | None], None]]:
+        """Around one request; what is yielded takes how many tokens the endpoint counted. Raises Throttled where it
+        failed too often and is being given time; what the request raises passes, and says how the endpoint is."""
         permit = self._entered()
-        began_s = self._clock()
-        reason, mark = "cancelled", "neutral"
+        began_s, began_us = self._clock(), SystemClock().now_us()
+        reason, mark, counted = "cancelled", "neutral", list[int | None]()
         metrics.guard_in_flight.labels(self.name).inc()
         try:
-            yield
+            yield counted.append
             reason, mark = "answered", "success"
+            self._paid(counted[-1] if counted else None)
         except CtxpipeError as error:
             reason, mark = judged(error)
             if isinstance(error, Throttled):
@@ -74,15 +79,16 @@ class EndpointGate:
             metrics.guard_in_flight.labels(self.name).dec()
             self._count(reason)
             metrics.guard_attempt_seconds.labels(self.name).observe(self._clock() - began_s)
+            _traced(model, began_us, "" if reason == "answered" else reason, counted[-1] if counted else None)
 
-    def paid(self, tokens: int | None, price_per_million: float | None) -> None:
-        """What the endpoint counted for one request; None: it did not, or nobody knows its price."""
+    def _paid(self, tokens: int | None) -> None:
+        """None: the endpoint did not count them."""
         if tokens is not None:
             metrics.guard_tokens.labels(self.name, TASK, "input").inc(tokens)
-        if tokens is None or price_per_million is None:
+        if tokens is None or self._price is None:
             metrics.guard_cost_unknown.labels(self.name, TASK).inc()
         else:
-            metrics.guard_cost.labels(self.name, TASK).inc(tokens * price_per_million / 1_000_000)
+            metrics.guard_cost.labels(self.name, TASK).inc(tokens * self._price / 1_000_000)
 
     def _entered(self) -> Permit:
         with self._lock:
@@ -109,6 +115,26 @@ class EndpointGate:
         metrics.guard_breaker.labels(self.name, PART).set(STATES.index(state))
         if state == "open":
             metrics.guard_opened.labels(self.name, PART).inc()
+
+
+def _traced(model: str, began_us: int, reason: str, tokens: int | None) -> None:
+    """The span and metrics of one request, where somebody wants them."""
+    calls = telemetry.model_calls()
+    if calls is None:
+        return
+    ended_us = SystemClock().now_us()
+    shared: dict[str, str | int | float] = {
+        names.OPERATION_NAME: names.EMBEDDINGS,
+        names.PROVIDER_NAME: PROVIDER,
+        names.REQUEST_MODEL: model,
+    }
+    if reason:
+        shared[names.ERROR_TYPE] = reason
+    told = shared if tokens is None else {**shared, names.INPUT_TOKENS: tokens}
+    calls.asked(f"{names.EMBEDDINGS} {model}", told, began_us, ended_us, reason)
+    calls.measured(names.OPERATION_DURATION, "s", names.DURATION_S, (ended_us - began_us) / 1e6, shared)
+    if tokens is not None:
+        calls.measured(names.TOKEN_USAGE, "{token}", names.TOKENS, tokens, {**shared, names.TOKEN_TYPE: "input"})
 
 
 def judged(error: CtxpipeError) -> tuple[str, Mark]:

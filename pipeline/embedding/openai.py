@@ -135,9 +135,9 @@ class _Calls:
         self, texts: list[str], dimension: int | None
     ) -> tuple[numpy.ndarray[tuple[int, int], numpy.dtype[numpy.float32]], int | None]:
         """Raises Throttled, Retryable, Poison and Fatal. Through the endpoint's gate."""
-        with self._gate.passing():
+        with self._gate.passing(self._fields["model"]) as counted:
             vectors, tokens = self._ask(texts, dimension)
-        self._gate.paid(tokens, self._endpoint.price_per_million_tokens)
+            counted(tokens)
         return vectors, tokens
 
     def _ask(

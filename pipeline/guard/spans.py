@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from pipeline.core import genai_names as names
 from pipeline.core import telemetry
 from pipeline.guard import genai
 from pipeline.guard.config import Endpoint
@@ -35,8 +36,8 @@ def attempted(request: ModelRequest, endpoint: Endpoint, attempt: Attempt, ended
         genai.span_name(attempt), genai.attributes(request, endpoint, attempt), began_us, ended_us, attempt.reason
     )
     shared = genai.metric_attributes(endpoint, attempt)
-    calls.measured(genai.OPERATION_DURATION, "s", genai.DURATION_S, attempt.took_s, shared)
+    calls.measured(names.OPERATION_DURATION, "s", names.DURATION_S, attempt.took_s, shared)
     for kind, tokens in (("input", attempt.tokens.input), ("output", attempt.tokens.output)):
         if tokens is not None:
-            more = {**shared, genai.TOKEN_TYPE: kind}
-            calls.measured(genai.TOKEN_USAGE, "{token}", genai.TOKENS, tokens, more)
+            more = {**shared, names.TOKEN_TYPE: kind}
+            calls.measured(names.TOKEN_USAGE, "{token}", names.TOKENS, tokens, more)

@@ -10,8 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
+from opentelemetry.trace import SpanKind, StatusCode
 
-from pipeline.core import metrics
+from pipeline.core import metrics, telemetry
 from pipeline.core.config import EndpointConfig
 from pipeline.core.errors import CtxpipeError, Fatal, Poison, Retryable
 from pipeline.embedding.endpoint_gate import EndpointGate, gate_of
@@ -19,6 +20,7 @@ from pipeline.embedding.engine import Engine, Throttled
 from pipeline.embedding.openai import OpenAIEngine
 from schemas.context import Embedding
 from tests.unit.test_embedding_openai import Server, fixed, vectors
+from tests.unit.test_guard_spans import Recorded
 
 _names = count(1)
 
@@ -146,6 +148,26 @@ def test_tokens_and_costs_are_counted_by_the_guards_names(server: Server) -> Non
     assert metrics.guard_cost.labels(priced.name, "embedding")._value.get() == pytest.approx(20 * 2 / 1e6)
     assert metrics.guard_cost_unknown.labels(unpriced.name, "embedding")._value.get() == 1
     assert metrics.guard_in_flight.labels(priced.name)._value.get() == 0
+
+
+def test_a_request_is_a_span_by_the_conventions(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = Recorded()
+    monkeypatch.setattr(telemetry, "_models", recorded.calls)
+    world = World(server)
+    world.engine().embed(["a secret text", "b"])
+    server.script = fixed(503)
+    assert world.asked(world.engine()) == "Retryable"
+    good, bad = recorded.spans()
+    assert good.name == bad.name == "embeddings m" and good.kind is SpanKind.CLIENT
+    assert dict(good.attributes or {}) == {
+        "gen_ai.operation.name": "embeddings",
+        "gen_ai.provider.name": "openai",
+        "gen_ai.request.model": "m",
+        "gen_ai.usage.input_tokens": 20,
+    }
+    assert (bad.attributes or {})["error.type"] == "server_error" and bad.status.status_code is StatusCode.ERROR
+    assert len(recorded.points("gen_ai.client.operation.duration")) == 2
+    assert [point.sum for point in recorded.points("gen_ai.client.token.usage")] == [20]
 
 
 def test_one_gate_per_endpoint_and_process() -> None:

@@ -17,10 +17,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from pipeline.core import genai_names as names
 from pipeline.core import telemetry
 from pipeline.core.errors import EnvironmentProblem
 from pipeline.core.telemetry import ModelCalls, wanted_metric_exporters
-from pipeline.guard import genai
 from tests.support.guard_script import BEGAN_US, VALID, World, answers, fails, says
 
 
@@ -70,7 +70,7 @@ async def test_a_call_is_a_span_with_one_for_each_endpoint_that_was_asked(record
     assert {span.kind for span in asked} == {SpanKind.CLIENT}
     assert [span.status.status_code for span in asked] == [StatusCode.ERROR] * 3 + [StatusCode.UNSET]
     told = dict(call.attributes or {})
-    assert (told[genai.RUNG], told[genai.REASON], told[genai.ASKED], told[genai.PASSED_OVER]) == (
+    assert (told[names.RUNG], told[names.REASON], told[names.ASKED], told[names.PASSED_OVER]) == (
         "local",
         "reset",
         4,
@@ -89,7 +89,7 @@ async def test_who_was_passed_over_has_no_span_of_its_own(recorded: Recorded) ->
         await world.call()
     assert len(recorded.named("chat m")) == 3
     last = dict(recorded.named("guard t")[-1].attributes or {})
-    assert (last[genai.RUNG], last[genai.REASON], last[genai.ASKED]) == ("deterministic", "breaker_open", 1)
+    assert (last[names.RUNG], last[names.REASON], last[names.ASKED]) == ("deterministic", "breaker_open", 1)
 
 
 async def test_metrics_have_the_names_and_bounds_of_the_conventions(recorded: Recorded) -> None:
@@ -97,12 +97,12 @@ async def test_metrics_have_the_names_and_bounds_of_the_conventions(recorded: Re
     await world.call()
     points = recorded.points("gen_ai.client.operation.duration")
     assert {point.attributes.get("error.type"): point.count for point in points} == {"invalid_output": 1, None: 1}
-    assert tuple(points[0].explicit_bounds) == genai.DURATION_S
+    assert tuple(points[0].explicit_bounds) == names.DURATION_S
     assert points[0].attributes["gen_ai.operation.name"] == "chat"
     tokens = {point.attributes["gen_ai.token.type"]: point for point in recorded.points("gen_ai.client.token.usage")
               if "error.type" not in point.attributes}  # fmt: skip
     assert (tokens["input"].sum, tokens["output"].sum) == (12, 5)
-    assert tuple(tokens["input"].explicit_bounds) == genai.TOKENS
+    assert tuple(tokens["input"].explicit_bounds) == names.TOKENS
 
 
 async def test_nothing_of_what_was_asked_or_answered_is_in_them(recorded: Recorded) -> None:
