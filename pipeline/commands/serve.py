@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 BACKLOG = 2048
 SWITCH_S = 0.0005
 """So long a thread that keeps last known bundles, or an index, may hold up lookups; Python's own 5 ms are a budget."""
-YOUNG_MAX = 10_000
-"""New objects before the collector looks for cycles among them; more would make its shortest pause felt."""
 
 
 @click.command()
@@ -67,7 +65,7 @@ async def _serve(config: Config, listener: socket.socket) -> None:
     from pipeline.commands._draining import run_server
     from pipeline.commands._services import open_services
     from pipeline.core import telemetry
-    from pipeline.core.collector import settle
+    from pipeline.core.collector import collecting_often
     from pipeline.core.health import Health
     from pipeline.core.logging import configure
     from pipeline.core.reloading import Reloading, on_hangup
@@ -95,8 +93,7 @@ async def _serve(config: Config, listener: socket.socket) -> None:
             server_header=False,
             **options,
         )
-        settle(YOUNG_MAX)
         sys.setswitchinterval(SWITCH_S)
-        with on_hangup(Reloading(config)):
+        with on_hangup(Reloading(config)), collecting_often():
             await run_server(settings, listener, health, config.running)
     telemetry.flush()

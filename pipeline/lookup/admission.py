@@ -94,9 +94,7 @@ class Admission:
         """`left_ms`: of the budget. `tenant` None: all such callers are one."""
         now_s = self._monotonic_s()
         lag_s, left_s, size = self._lag(now_s), left_ms / 1000, size_of(keys)
-        if self._call_soon is not None and self._marked_at_s is None:
-            self._marked_at_s = now_s
-            self._call_soon(self._turned)
+        self._mark(now_s)
         weight = self._estimates.weight(size, keys)
         load, limit = self._tenants.load, self._limit.value
         asking = self._tenants.asks(tenant or "", weight, now_s, limit, self._time_at_limit_s(now_s))
@@ -114,6 +112,16 @@ class Admission:
         self._tenants.take(asking, weight)
         self.in_flight += 1
         return Ticket(asking, size, weight, load, now_s, left_s, lag_s)
+
+    def late(self, left_ms: float) -> Refusal | None:
+        """For an answer that is in memory, and needs no ticket: whether those before it in this turn of the event loop
+        have taken too long already. It says nothing of how long those take that wait, so it does not count for them."""
+        now_s = self._monotonic_s()
+        self._mark(now_s)
+        if not self._in_flight_max or self._turn_s(now_s) <= left_ms / 1000 * TURN_SHARE:
+            return None
+        self._refused_at_s = now_s
+        return Refusal("too late", self._retry_after_s(self._tenants.load, self._limit.value))
 
     def done(self, ticket: Ticket, typical: bool = True) -> None:
         """Once; again does nothing. Not `typical`: the time it took says nothing of this server's load, because the
@@ -159,6 +167,11 @@ class Admission:
         """When what is on its way has been answered, some times over: those that were refused come back together."""
         wait_s = 10 * self._estimates.latency_s * max(1.0, load / limit)
         return min(max(wait_s, RETRY_AFTER_S_MIN), RETRY_AFTER_S_MAX)
+
+    def _mark(self, now_s: float) -> None:
+        if self._call_soon is not None and self._marked_at_s is None:
+            self._marked_at_s = now_s
+            self._call_soon(self._turned)
 
     def _turned(self) -> None:
         assert self._marked_at_s is not None

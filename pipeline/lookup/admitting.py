@@ -41,6 +41,14 @@ def admit(admission: Admission, tenant: str | None, left_ms: float, keys: int = 
     return found
 
 
+def late(admission: Admission | None, left_ms: float) -> Refusal | None:
+    """As Admission's, counted."""
+    found = None if admission is None else admission.late(left_ms)
+    if found is not None:
+        _COUNT_SHED[found.reason]()
+    return found
+
+
 @contextmanager
 def admission_of(
     admission: Admission | None, tenant: str | None, left_ms: float, keys: int = 1, waits: bool = False

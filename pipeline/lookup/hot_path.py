@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.core import metrics
 from pipeline.core.errors import CtxpipeError
-from pipeline.lookup.admission import Admission, Refusal, Ticket
-from pipeline.lookup.admitting import Shed, admit, admitted, shed_answer, shed_problem
+from pipeline.lookup.admission import Admission, Ticket
+from pipeline.lookup.admitting import Shed, admit, admitted, late, shed_answer, shed_problem
 from pipeline.lookup.answer import Answer
 from pipeline.lookup.at_once import TICKET, AtOnce, Headers, Told
 from pipeline.lookup.options import NO_OPTIONS, LookupOptions, read_options
@@ -47,22 +47,24 @@ class HotPath:
         if not context:
             return None
         began_s = time.perf_counter()
-        ticket: Ticket | None = None
         try:
             options, known = _options(query, headers)
             budget_ms = self._service.budget_ms(context, options)
-            if self._admission is not None:
-                found = admit(self._admission, None, budget_ms)
-                if isinstance(found, Refusal):
-                    self._outcomes.shed()
-                    return secured_at_once(shed_answer(found), over_tls)
-                ticket = found
-            answer = self._service.at_hand(context, key) if options.plain else None
         except CtxpipeError:
             return None
-        if answer is None:
-            return ticket
-        return self._told(answer, known, ticket, options, began_s, budget_ms, over_tls)
+        refusal = late(self._admission, budget_ms)
+        if refusal is None:
+            answer = self._service.at_hand(context, key) if options.plain else None
+            if answer is not None:
+                return self._told(answer, known, None, options, began_s, budget_ms, over_tls)
+            if self._admission is None:
+                return None
+            found = admit(self._admission, None, budget_ms)
+            if isinstance(found, Ticket):
+                return found
+            refusal = found
+        self._outcomes.shed()
+        return secured_at_once(shed_answer(refusal), over_tls)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "GET":

@@ -122,16 +122,17 @@ def answered_from_memory(rate_per_s: float, refusing: bool, store_share: float =
             in_time += room.now_s - came_s <= 0.010
         for came_s in waiting:
             room.now_s += 20e-6
-            found = room.admission.admit(None, 10)
-            if not isinstance(found, Ticket):
+            if room.admission.late(10) is not None:
+                continue
+            if chance.random() < store_share:
+                found = room.admission.admit(None, 10)
+                if isinstance(found, Ticket):
+                    let_in += 1
+                    asking.append((came_s, found))
                 continue
             let_in += 1
             room.now_s += 30e-6
-            if chance.random() < store_share:
-                asking.append((came_s, found))
-            else:
-                room.admission.done(found)
-                in_time += room.now_s - came_s <= 0.010
+            in_time += room.now_s - came_s <= 0.010
         room.turn()
     return came, let_in, in_time + len(asking)
 
@@ -185,10 +186,30 @@ def test_time_that_a_request_waited_before_it_was_seen_counts() -> None:
     assert room.admission.lag_s == 0
 
 
+def test_answers_from_memory_wait_for_no_ticket_and_say_nothing_of_those_that_do() -> None:
+    room = Room()
+    room.answer(0.009, times=300)
+    slow, limit = room.admission.lag_s, room.admission.limit
+    for _ in range(1_000):
+        assert room.admission.late(10) is None
+    assert (room.admission.in_flight, room.admission.limit, room.admission.lag_s) == (0, limit, slow)
+    for _ in range(3):
+        room.let_in(left_ms=20)
+    assert room.refused(left_ms=8).reason == "too late", "it is still known what waiting takes"
+    assert room.admission.late(8) is None
+    room.now_s += 20e-3 * TURN_SHARE + 1e-6
+    refusal = room.admission.late(20)
+    assert refusal is not None and refusal.reason == "too late" and room.admission.shedding
+    room.turn()
+    assert room.admission.late(20) is None, "another turn has begun"
+
+
 def test_zero_lets_all_in() -> None:
     room = Room(in_flight_max=0)
     for _ in range(2_000):
         room.let_in(left_ms=0.001)
+        room.now_s += 1
+        assert room.admission.late(0.001) is None
     assert room.admission.in_flight == 2_000
 
 

@@ -160,7 +160,8 @@ async def test_the_same_bytes_as_by_the_long_way(monkeypatch: pytest.MonkeyPatch
 async def test_who_is_refused_is_told_the_same_without_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
     world = await in_memory()
     admission = Admission(100, time.monotonic)
-    monkeypatch.setattr(admission, "admit", lambda *_: Refusal("overload", 1.2))
+    monkeypatch.setattr(admission, "admit", lambda *_: Refusal("too late", 1.2))
+    monkeypatch.setattr(admission, "late", lambda *_: Refusal("too late", 1.2))
     app = make_app(world.service, admission=admission)
     long_way = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here")
     async with serving(app) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
