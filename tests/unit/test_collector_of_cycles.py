@@ -1,4 +1,4 @@
-"""Passes over garbage in a server: small ones, cycles go, what lives on is left alone, and all is as before at the end."""
+"""Passes over garbage in a server: small ones, cycles go, what lives on is left alone, and all is as before then."""
 
 from __future__ import annotations
 
