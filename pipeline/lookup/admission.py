@@ -17,6 +17,7 @@ LOAD_ALWAYS_TAKEN = 2.0
 LEFT_OVER_SHARE = 0.6
 """Of the time that is left, a tenant that wants more than its share may count on so much: the rest is for others."""
 WAITING_SHARE = 0.1
+WAITED_SHARE = 0.5
 TURN_SHARE = 0.2
 """Of the time that is left, one turn of the event loop may spend so much on requests. What comes meanwhile waits
 unseen until the next one: with turns of a fifth, for less than half of its budget."""
@@ -123,9 +124,10 @@ class Admission:
         self._refused_at_s = now_s
         return Refusal("too late", self._retry_after_s(self._tenants.load, self._limit.value))
 
-    def done(self, ticket: Ticket, typical: bool = True) -> None:
+    def done(self, ticket: Ticket, typical: bool | None = True) -> None:
         """Once; again does nothing. Not `typical`: the time it took says nothing of this server's load, because the
-        caller went away or the store was not there."""
+        caller went away or the answer waited for something else. None: the store gave no answer; the time counts
+        unless most of the budget was spent on waiting for it."""
         if ticket.over:
             return
         ticket.over = True
@@ -133,8 +135,8 @@ class Admission:
         self._tenants.give_back(ticket.tenant, ticket.weight)
         now_s = self._monotonic_s()
         self._served.add(ticket.weight, now_s)
-        if typical:
-            took_s = now_s - ticket.began_s
+        took_s = now_s - ticket.began_s
+        if typical or (typical is None and took_s < ticket.left_s * WAITED_SHARE):
             self._estimates.observe(ticket.size, ticket.load, took_s)
             if ticket.left_s > 0:
                 self._limit.observe(ticket.load + ticket.weight, (took_s + ticket.lag_s) / ticket.left_s, now_s)

@@ -27,7 +27,8 @@ from pipeline.lookup.service import LookupService, LookupUnavailable
 
 PREFIX = "/v1/contexts/"
 ASKED = ("near", "store", "replica")
-"""Answers of these rungs tell how long answers take, unless they waited for a position."""
+"""Answers of these rungs tell how long answers take, unless they waited for a position; those of others only where they
+did not wait for the store."""
 Refuse = Callable[[None, Exception], Awaitable[Response]]
 
 
@@ -54,7 +55,7 @@ class HotPath:
             return None
         refusal = late(self._admission, budget_ms)
         if refusal is None:
-            answer = self._service.at_hand(context, key) if options.plain else None
+            answer = self._service.at_hand(context, key, budget_ms) if options.plain else None
             if answer is not None:
                 return self._told(answer, known, None, options, began_s, budget_ms, over_tls)
             if self._admission is None:
@@ -117,7 +118,7 @@ class HotPath:
         over_tls: bool,
     ) -> Told:
         """Counted, with all headers."""
-        self._leave(ticket, answer.rung in ASKED and not options.positions)
+        self._leave(ticket, False if options.positions else True if answer.rung in ASKED else None)
         count = self._counts.get((answer.context, answer.status))
         if count is None:
             count = metrics.lookup_answers.labels(answer.context, answer.status).inc
@@ -128,7 +129,7 @@ class HotPath:
         self._outcomes.answered(duration_s, budget_ms)
         return secured_at_once(told(answer, known, duration_s), over_tls)
 
-    def _leave(self, ticket: Ticket | None, typical: bool) -> None:
+    def _leave(self, ticket: Ticket | None, typical: bool | None) -> None:
         if ticket is not None and self._admission is not None:
             self._admission.done(ticket, typical)
 

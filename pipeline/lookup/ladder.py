@@ -195,6 +195,15 @@ class Ladder:
                     last_known.note(key, one, seen, now_us)
         return [Read(one, seen, rung.name) for one in fetched], None
 
+    def passing_over(self, key: str, left_s: float, now_us: int) -> Read | None:
+        """What `read` would give without asking anybody, because the store is passed over; None: ask `read`."""
+        if self._replica is not None or left_s >= PATIENT_S or not self.store.state.closed:
+            return None
+        read = self._from_last_known([key], now_us)[0]
+        if read is not None:
+            self._passed(self.store.name, "away")
+        return read
+
     async def _from_stores(
         self, keys: Sequence[str], until_s: float, now_s: float, exact: bool
     ) -> tuple[StoreRung, list[Fetched], Seen]:

@@ -52,6 +52,11 @@ class RungState:
         return self.reason is not None
 
     @property
+    def closed(self) -> bool:
+        """Whether `begin` would give None."""
+        return self.reason is not None and self._monotonic_s() < self._probe_at_s
+
+    @property
     def unanswered(self) -> int:
         """Questions on their way."""
         return len(self._open) + len(self._overtaken)
@@ -61,7 +66,7 @@ class RungState:
         now_s = self._monotonic_s()
         if self.reason is None and self._open:
             self._look_at_oldest(now_s)
-        if self.reason is not None and now_s < self._probe_at_s:
+        if self.closed:
             return None
         self._begun += 1
         self._open[self._begun] = now_s

@@ -99,7 +99,7 @@ class LookupService:
         if options.plain:
             if self._at_once >= AT_ONCE_MAX:
                 await asyncio.sleep(0)
-            answer = self.at_hand(context, key)
+            answer = self.at_hand(context, key, options.budget_ms)
             if answer is not None:
                 return answer
             served = self.served(context)
@@ -169,20 +169,24 @@ class LookupService:
             return asked_ms
         return self._budget_ms if self._budget_ms is not None else served.spec.serving.budget_ms
 
-    def at_hand(self, context: str, key: str) -> Answer | None:
+    def at_hand(self, context: str, key: str, budget_ms: float | None = None) -> Answer | None:
         """As `get` with plain options, where it needs to wait for nothing: what the near cache has of a key that was
-        asked for before, if nothing else is to be asked or labelled. Most lookups are like that, and this takes half
-        the time of the way that all others go. None: ask `get`. Raises nothing."""
+        asked for before, if nothing else is to be asked or labelled; and what was last known, while the store is passed
+        over. Most lookups are like that, and this takes half the time of the way that all others go. None: ask `get`.
+        Raises nothing."""
         served = self._contexts.get(context)
         wanted = None if served is None else served.plain_keys.get(key)
         if served is None or wanted is None:
             return None
         clock = self._clock
+        now_us = clock.now_us()
         read = served.ladder.near(wanted, served.spec.serving.max_age_ms, clock.monotonic_s())
         if read is None:
-            return None
+            read = served.ladder.passing_over(wanted, self._budget(served, budget_ms) / 1000, now_us)
+            if read is None:
+                return None
         self._note_at_once()
-        return answer_of(served, key, read, clock.now_us(), NO_OPTIONS)[0]
+        return answer_of(served, key, read, now_us, NO_OPTIONS)[0]
 
     async def _get_together(self, served: ServedContext, key: str, options: LookupOptions) -> Answer:
         """From the rungs below the near cache, with others that ask at the same time."""
@@ -191,7 +195,7 @@ class LookupService:
             check_key(served.spec, key)
             wanted = served.names_of([key])[0]
             served.remember_key(key, wanted)
-            answer = self.at_hand(served.spec.context, key)
+            answer = self.at_hand(served.spec.context, key, options.budget_ms)
             if answer is not None:
                 return answer
         budget_ms = self._budget(served, options.budget_ms)

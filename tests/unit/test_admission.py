@@ -224,6 +224,24 @@ def test_what_says_nothing_of_the_load_changes_no_limit() -> None:
     assert room.admission.limit == LIMIT_FIRST
 
 
+def test_an_outage_refuses_nobody_once_the_store_is_passed_over() -> None:
+    room = Room()
+    for _ in range(300):
+        room.answer(0.009)
+    for _ in range(3):
+        room.let_in(left_ms=50)
+    assert room.refused(left_ms=8).reason == "too late"
+    limit = room.admission.limit
+    for took_s in [0.02] * 50 + [
+        0.0003
+    ] * 200:  # first each waits for the store, then what was last known comes at once
+        ticket = room.let_in(left_ms=1_000)
+        room.turn()
+        room.now_s += took_s
+        room.admission.done(ticket, None)
+    assert isinstance(room.admission.admit(None, 8), Ticket) and room.admission.limit == limit
+
+
 def test_a_batch_weighs_as_much_as_it_takes_longer() -> None:
     estimates = Estimates()
     for _ in range(400):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from pipeline.core.errors import Retryable
-from pipeline.lookup.ladder import Rungs
+from pipeline.lookup.ladder import PATIENT_S, Rungs
 from pipeline.lookup.last_known import LastKnown
 from pipeline.lookup.options import LookupOptions
 from pipeline.lookup.served import ServedContext
@@ -236,3 +236,19 @@ async def test_what_is_at_hand_says_the_same_as_the_long_way() -> None:
     assert (at_hand.rung, at_hand.to_json()) == ("near", long_way.to_json())
     world.near.flush()
     assert (await world.service.get("flight", "1")).rung == "store"
+
+
+async def test_what_was_last_known_is_at_hand_while_the_store_is_passed_over() -> None:
+    world = World()
+    await world.service.get("flight", "1")
+    assert world.service.at_hand("flight", "1") is None, "the store is to be asked"
+    world.store.error = Retryable("away")
+    for _ in range(10):
+        long_way = await world.service.get("flight", "1", LookupOptions(budget_ms=50))
+    asked = world.store.asked
+    at_hand = world.service.at_hand("flight", "1", 50)
+    assert at_hand is not None and (at_hand.rung, at_hand.to_json()) == ("last_known", long_way.to_json())
+    assert world.service.at_hand("flight", "1", PATIENT_S * 1000) is None, "who has time asks the store all the same"
+    assert world.service.at_hand("flight", "2", 50) is None and world.store.asked == asked
+    world.with_replica()
+    assert world.service.at_hand("flight", "1", 50) is None, "there is somebody else to ask"
