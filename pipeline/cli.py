@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import logging
 import sys
 from collections.abc import Sequence
@@ -12,6 +10,7 @@ from types import MappingProxyType
 
 import click
 
+from pipeline.commands._lazy import LazyGroup
 from pipeline.core.errors import CtxpipeError
 
 # Name and one line each, kept here so that --help and completion import none of the modules behind them.
@@ -53,25 +52,11 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 
-class LazyGroup(click.Group):
-    """Imports the module of a command only when that command runs."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [name for name in COMMANDS if importlib.util.find_spec(_module(name)) is not None]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.list_commands(ctx):
-            return None
-        command = importlib.import_module(_module(cmd_name)).command
-        assert isinstance(command, click.Command), f"{_module(cmd_name)}.command is not a click command"
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name]) for name in self.list_commands(ctx)])
+class Commands(LazyGroup):
+    lines = COMMANDS
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(metadata.version("ctxpipe"), prog_name="ctxpipe")
 def cli() -> None:
     """Keeps the context of AI features ready: database changes become context bundles in Redis.
@@ -102,10 +87,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def main() -> None:
     """Entry point of the installed command."""
     sys.exit(run())
-
-
-def _module(name: str) -> str:
-    return f"pipeline.commands.{name.replace('-', '_')}"
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from types import MappingProxyType
 
 import click
+
+from pipeline.commands._lazy import LazyGroup
 
 BENCHES = MappingProxyType(
     {
@@ -23,28 +23,10 @@ BENCHES = MappingProxyType(
 )
 
 
-class LazyBenches(click.Group):
-    """Imports the module of a benchmark only when it runs."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [name for name in BENCHES if importlib.util.find_spec(_module(name)) is not None]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.list_commands(ctx):
-            return None
-        command = importlib.import_module(_module(cmd_name)).command
-        assert isinstance(command, click.Command), f"{_module(cmd_name)}.command is not a click command"
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Benchmarks"):
-            formatter.write_dl([(name, BENCHES[name]) for name in self.list_commands(ctx)])
+class Benches(LazyGroup):
+    lines, prefix, heading = BENCHES, "pipeline.commands.bench_", "Benchmarks"
 
 
-@click.group(cls=LazyBenches)
+@click.group(cls=Benches)
 def command() -> None:
     """Measure, and compare with bare tools in the same run."""
-
-
-def _module(name: str) -> str:
-    return f"pipeline.commands.bench_{name.replace('-', '_')}"

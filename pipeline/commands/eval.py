@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import traceback
 from types import MappingProxyType
 from typing import Any
 
 import click
 
+from pipeline.commands._lazy import LazyGroup
 from pipeline.core.errors import CtxpipeError
 
-# Name and one line each, kept here so that --help and completion import none of the modules behind them.
 EVALS = MappingProxyType(
     {
         "init": "Begin a suite: a small one that runs and passes.",
@@ -27,28 +25,12 @@ EVALS = MappingProxyType(
 EXIT_HARNESS = 3
 
 
-class LazyEvals(click.Group):
-    """Imports the module of a command only when it runs.
-
-    2 says "inconclusive" here and 1 "regression": a mistake on the command line and a defect of our own must say
+class Evals(LazyGroup):
+    """2 says "inconclusive" here and 1 "regression": a mistake on the command line and a defect of our own must say
     neither, or a pipeline that lets inconclusive runs pass would let everything pass for a typing error.
     """
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [name for name in EVALS if importlib.util.find_spec(_module(name)) is not None]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.list_commands(ctx):
-            return None
-        command = importlib.import_module(_module(cmd_name)).command
-        assert isinstance(command, click.Command), f"{_module(cmd_name)}.command is not a click command"
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        names = self.list_commands(ctx)
-        if names:
-            with formatter.section("Commands"):
-                formatter.write_dl([(name, EVALS[name]) for name in names])
+    lines, prefix = EVALS, "pipeline.commands.eval_"
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
         try:
@@ -72,13 +54,9 @@ class LazyEvals(click.Group):
         raise click.exceptions.Exit(EXIT_HARNESS)
 
 
-@click.group(cls=LazyEvals)
+@click.group(cls=Evals)
 def command() -> None:
     """Run suites of deterministic cases, and compare models.
 
     Exit codes: 0 pass, 1 regression, 2 inconclusive, 3 nothing was decided (suite, recordings, command line).
     """
-
-
-def _module(name: str) -> str:
-    return f"pipeline.commands.eval_{name}"

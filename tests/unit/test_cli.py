@@ -39,7 +39,7 @@ def test_failures_become_messages(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     command = click.Command("status", callback=_raise(error))
-    monkeypatch.setattr(cli.LazyGroup, "get_command", lambda *_: command)
+    monkeypatch.setattr(cli.Commands, "get_command", lambda *_: command)
     assert cli.run(["status"]) == exit_code
     shown = capsys.readouterr()
     assert said in shown.err
