@@ -6,13 +6,11 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from pipeline.lookup.admission import Admission, Refusal
 from pipeline.lookup.at_once import TICKET, AtOnce, Headers
@@ -20,30 +18,11 @@ from pipeline.lookup.host_names import OwnNamesOnly
 from pipeline.lookup.hot_path import HotPath
 from pipeline.lookup.http import make_app
 from pipeline.lookup.protocol import LimitedProtocol
+from tests.support.connections import serving
 from tests.unit.test_ladder import World
 
 LOOKUP = "/v1/contexts/flight/1"
 WAIT_S = 20.0
-
-
-@contextlib.asynccontextmanager
-async def serving(app: Any, **options: Any) -> AsyncIterator[int]:
-    settings: dict[str, Any] = {
-        "port": 0,
-        "lifespan": "off",
-        "log_level": "critical",
-        "access_log": False,
-        "proxy_headers": False,
-    }
-    server = uvicorn.Server(uvicorn.Config(app, http=LimitedProtocol, **settings | options))
-    task = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
-    try:
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = server.force_exit = True
-        await task
 
 
 @dataclass
@@ -90,7 +69,7 @@ def get(path: str, *headers: str, version: str = "1.1", method: str = "GET") -> 
 
 async def test_a_connection_goes_on_and_answers_come_in_order() -> None:
     app = Application()
-    async with serving(app) as port:
+    async with serving(app, LimitedProtocol) as port:
         many = "".join(get(f"/v1/{name}?{number}") for number, name in enumerate(["known", "other", "known"] * 4))
         bodies = await sent(port, many, 12)
         assert [body.split()[-1] for body in bodies] == [str(number) for number in range(12)]
@@ -117,16 +96,16 @@ async def test_a_connection_goes_on_and_answers_come_in_order() -> None:
 )
 async def test_what_is_unusual_goes_the_long_way(request_text: str) -> None:
     app = Application()
-    async with serving(app) as port:
+    async with serving(app, LimitedProtocol) as port:
         assert (await sent(port, request_text, 1))[0].startswith("a task")
     assert app.asked == []
 
 
 async def test_a_full_server_and_a_head_that_is_too_large_take_no_tickets() -> None:
     app = Application()
-    async with serving(app, limit_concurrency=1) as port, httpx.AsyncClient() as client:
+    async with serving(app, LimitedProtocol, limit_concurrency=1) as port, httpx.AsyncClient() as client:
         assert (await client.get(f"http://127.0.0.1:{port}/v1/ticket")).status_code == 503
-    async with serving(app) as port, httpx.AsyncClient() as client:
+    async with serving(app, LimitedProtocol) as port, httpx.AsyncClient() as client:
         large = {"x-large": "y" * LimitedProtocol.head_bytes_max}
         with contextlib.suppress(httpx.TransportError):
             assert (await client.get(f"http://127.0.0.1:{port}/v1/ticket", headers=large)).status_code == 431
@@ -142,7 +121,10 @@ async def test_the_same_bytes_as_by_the_long_way(monkeypatch: pytest.MonkeyPatch
     admission = Admission(100, time.monotonic)
     app = make_app(world.service, admission=admission)
     long_way = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here")
-    async with serving(OwnNamesOnly(app)) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+    async with (
+        serving(OwnNamesOnly(app), LimitedProtocol) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
         await client.get(LOOKUP)
         for headers in ({}, {"if-none-match": "*"}, {"x-request-timeout-ms": "100"}):
             slow = await long_way.get(LOOKUP, headers=headers)
@@ -164,7 +146,7 @@ async def test_who_is_refused_is_told_the_same_without_a_task(monkeypatch: pytes
     monkeypatch.setattr(admission, "late", lambda *_: Refusal("too late", 1.2))
     app = make_app(world.service, admission=admission)
     long_way = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here")
-    async with serving(app) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+    async with serving(app, LimitedProtocol) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
         slow = await long_way.get(LOOKUP)
         monkeypatch.setattr(HotPath, "__call__", never)
         at_once = await client.get(LOOKUP)

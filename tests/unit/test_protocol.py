@@ -7,18 +7,17 @@ import ast
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from pipeline.core.access import AccessConfig, Grant, MtlsConfig
 from pipeline.core.clock import SystemClock
 from pipeline.lookup.credentials import Gate, Peer, Refused
 from pipeline.lookup.guarding import CERTIFICATE
 from pipeline.lookup.protocol import LimitedProtocol
+from tests.support import connections
 from tests.support.certificates import make_authority
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: here\r\n\r\n"
@@ -44,20 +43,8 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-@contextlib.asynccontextmanager
-async def serving(protocol: type[LimitedProtocol] = Hasty, **options: Any) -> AsyncIterator[int]:
-    config = uvicorn.Config(
-        application, port=0, http=protocol, lifespan="off", log_level="critical", access_log=False, **options
-    )
-    server = uvicorn.Server(config)
-    task = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
-    try:
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = server.force_exit = True
-        await task
+def serving(protocol: type[LimitedProtocol] = Hasty, **options: Any) -> contextlib.AbstractAsyncContextManager[int]:
+    return connections.serving(application, protocol, **options)
 
 
 async def sent(port: int, *parts: bytes, pause_s: float = 0.0) -> bytes:
