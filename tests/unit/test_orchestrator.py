@@ -177,7 +177,8 @@ async def test_any_endpoint_that_speaks_like_openai(answer: bytes, said: str | N
         head = await reader.readuntil(b"\r\n\r\n")
         length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
         asked.append(head + await reader.readexactly(length))
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(answer) + answer)
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+        writer.write(head % len(answer) + answer)
         writer.close()
 
     async with await asyncio.start_server(tell, "127.0.0.1", 0) as server:

@@ -5,6 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any, Protocol
 
+from pydantic import SecretStr
+
+from pipeline.guard.config import Endpoint, GuardConfig, Route
+from pipeline.guard.escalations import MemoryEscalations
+from pipeline.guard.guard import Guard
+from pipeline.guard.http_client import HttpClient
+from pipeline.guard.values import ModelRequest
+
+TASK = "gate"
 CONTEXT_BEGINS, CONTEXT_ENDS = "<context>", "</context>"
 LATE_MINUTES_MIN = 10
 WIND_MPH_MAX, VISIBILITY_MILES_MIN = 25, 3
@@ -48,29 +57,29 @@ class RuleModel:
 
 
 class EndpointModel:
-    """Any endpoint that speaks OpenAI's /chat/completions; `url` goes up to /v1."""
+    """Any endpoint that speaks OpenAI's /chat/completions, through the guard; `url` goes up to /v1."""
 
     def __init__(self, url: str, name: str, api_key: str | None = None, timeout_s: float = 30.0) -> None:
-        import httpx
-
-        self.name, self._errors = name, httpx.HTTPError
-        headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
-        self._client = httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=timeout_s)
+        self.name, self._timeout_s = name, timeout_s
+        key = None if api_key is None else SecretStr(api_key)
+        endpoint = Endpoint(name="model", url=url, model=name, api_key=key, timeout_s=timeout_s)
+        config = GuardConfig(endpoints=(endpoint,), routes={TASK: Route(primary=endpoint.name, deterministic=False)})
+        self._client = HttpClient()
+        # The orchestrator has its own people to ask: what no model answers is kept here for nobody.
+        self._guard = Guard(config, self._client, MemoryEscalations(records_max=1))
 
     async def complete(self, prompt: str) -> str:
-        body = {"model": self.name, "temperature": 0, "messages": [{"role": "user", "content": prompt}]}
-        try:
-            response = await self._client.post("/chat/completions", json=body)
-            response.raise_for_status()
-            said: Any = response.json()["choices"][0]["message"]["content"]
-        except self._errors as error:
-            raise ModelFailed(f"the model's endpoint does not answer: {error or type(error).__name__}") from error
-        except (ValueError, LookupError, TypeError) as error:
-            raise ModelFailed(f"the endpoint answers in another form than /chat/completions: {error}") from error
-        return said if isinstance(said, str) else json.dumps(said)
+        messages = [{"role": "user", "content": prompt}]
+        request = ModelRequest(task=TASK, messages=messages, parameters={"temperature": 0}, deadline_s=self._timeout_s)
+        result = await self._guard.call(request)
+        if not result.answered:
+            why = next((one.detail for one in reversed(result.attempts) if one.detail), result.reason)
+            raise ModelFailed(f"the model's endpoint does not answer: {why}")
+        return str(result.output)
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._guard.close()
+        await self._client.close()
 
 
 def _said(action: str, **more: Any) -> str:
