@@ -117,7 +117,9 @@ async def test_a_slot_that_is_read_left_lost_and_dropped_is_told_at_each_step(
     role = connector.start()
     await eventually(seen, lambda health: health.slot_active is True, timeout_s=60)
     run(postgres, "INSERT INTO t SELECT i, repeat('x', 1000) FROM generate_series(1, 1000) i")
-    active = await eventually(seen, lambda health: (health.unconfirmed_bytes or 1 << 30) < 100_000, timeout_s=60)
+    active = await eventually(
+        seen, lambda health: health.unconfirmed_bytes is not None and health.unconfirmed_bytes < 100_000, timeout_s=60
+    )
     assert active.up and active.wal_status == "reserved" and active.floor_s == 0 and active.severity == "ok"
     assert active.safe_wal_bytes is not None and active.safe_wal_bytes > 0 and active.inactive_since_s is None
     page = await eventually(connector.page, lambda page: page.get("ctxpipe_source_slot_active") == 1)
