@@ -8,7 +8,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LOOK_EVERY_S = 0.02
+LOOK_EVERY_S = 0.005
 YOUNG_MIN = 300
 OLD_AFTER_S = 1.0
 GROWN_MAX = 1_000_000
