@@ -20,8 +20,7 @@ def settle(young_max: int) -> None:
     `young_max`: so many new objects may pile up before the collector looks for cycles among them. A pass over 10,000
     takes about a millisecond.
     """
-    gc.collect()  # what is garbage now would else stay for ever
-    gc.freeze()
+    _freeze()
     gc.set_threshold(young_max, 20, 100)
 
 
@@ -33,8 +32,7 @@ def collecting_often() -> Iterator[None]:
     The collector's own passes come when thousands of objects have piled up, and stop everything for 3 to 20 ms. Cycles
     that become garbage later stay until a million objects more are alive, or seem so; then one full pass finds them.
     """
-    gc.collect()
-    gc.freeze()
+    _freeze()
     gc.disable()
     task = asyncio.get_running_loop().create_task(_collect(), name="collector of cycles")
     try:
@@ -61,3 +59,8 @@ async def _collect() -> None:
             continue
         gc.freeze()
         young_since = now_s
+
+
+def _freeze() -> None:
+    gc.collect()  # what is garbage now would else stay for ever
+    gc.freeze()

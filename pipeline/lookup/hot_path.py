@@ -78,12 +78,13 @@ class HotPath:
     async def _get(self, context: str, key: str, scope: Scope, receive: Receive, send: Send) -> None:
         began_s = time.perf_counter()
         ticket: Ticket | None = scope.pop(TICKET, None)
+        looked = ticket is not None
         try:
             options, known = _options(scope["query_string"], scope["headers"])
             budget_ms = self._service.budget_ms(context, options)
             if ticket is None and self._admission is not None:
                 ticket = admitted(self._admission, None, budget_ms)
-            answer = await self._service.get(context, key, options)
+            answer = await self._service.get(context, key, options, looked)
         except (LookupUnavailable, Shed) as error:
             self._leave(ticket, typical=False)
             if isinstance(error, Shed):

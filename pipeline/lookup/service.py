@@ -94,14 +94,16 @@ class LookupService:
         """Of every context the version that answers now."""
         return list(self._contexts.values())
 
-    async def get(self, context: str, key: str, options: LookupOptions = NO_OPTIONS) -> Answer:
-        """Raises UnknownContext, MalformedKey, BadOptions, LookupUnavailable."""
+    async def get(self, context: str, key: str, options: LookupOptions = NO_OPTIONS, looked: bool = False) -> Answer:
+        """`looked`: `at_hand` has just been asked in vain. Raises UnknownContext, MalformedKey, BadOptions,
+        LookupUnavailable."""
         if options.plain:
-            if self._at_once >= AT_ONCE_MAX:
-                await asyncio.sleep(0)
-            answer = self.at_hand(context, key, options.budget_ms)
-            if answer is not None:
-                return answer
+            if not looked:
+                if self._at_once >= AT_ONCE_MAX:
+                    await asyncio.sleep(0)
+                answer = self.at_hand(context, key, options.budget_ms)
+                if answer is not None:
+                    return answer
             served = self.served(context)
             if served.is_plain:
                 return await self._get_together(served, key, options)

@@ -139,6 +139,16 @@ async def test_the_same_bytes_as_by_the_long_way(monkeypatch: pytest.MonkeyPatch
     assert admission.in_flight == 0 and admission.load == 0
 
 
+async def test_what_is_not_at_hand_is_looked_for_once() -> None:
+    world = await in_memory()
+    world.near.flush()
+    missed, asked = world.near.misses, world.store.asked
+    app = make_app(world.service, admission=Admission(100, time.monotonic))
+    async with serving(app, LimitedProtocol) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        assert (await client.get(LOOKUP)).json()["rung"] == "store"
+    assert (world.near.misses - missed, world.store.asked - asked) == (1, 1)
+
+
 async def test_who_is_refused_is_told_the_same_without_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
     world = await in_memory()
     admission = Admission(100, time.monotonic)
