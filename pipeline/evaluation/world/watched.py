@@ -93,14 +93,14 @@ class WatchedLookups(LookupService):
         super().__init__(contexts, clock)
         self._teller, self._principal = teller, principal
 
-    async def get(self, context: str, key: str, options: LookupOptions = NO_OPTIONS) -> Answer:
+    async def get(self, context: str, key: str, options: LookupOptions = NO_OPTIONS, looked: bool = False) -> Answer:
         options = self._as_asked(options)
         served = self._contexts.get(context)
         if not options.plain or (served is not None and not served.is_plain):
-            return await super().get(context, key, options)  # by way of get_many
+            return await super().get(context, key, options, looked)  # by way of get_many
         started_s, asked = self._teller.now_s(), _asked(options)
         try:
-            answer = await super().get(context, key, options)
+            answer = await super().get(context, key, options, looked)
         except CtxpipeError as error:
             self._teller.failed("context", context, {"key": key, **asked}, error, started_s)
             raise
