@@ -49,6 +49,7 @@ class Webhook:
         self.config, self._authority, self._clock = config, certificate_authority, clock or SystemClock()
         self._key = webhook_key(config.secret.get_secret_value())
         self._session: aiohttp.ClientSession | None = None
+        self._context: ssl.SSLContext | None = None
 
     async def __aenter__(self) -> Webhook:
         return self
@@ -98,7 +99,9 @@ class Webhook:
     def _tls(self) -> ssl.SSLContext | bool:
         if not self.config.url.startswith("https:"):
             return True
-        return client_context("guard.escalations.webhook", self._authority, None, None, None)
+        if self._context is None:
+            self._context = client_context("guard.escalations.webhook", self._authority, None, None, None)
+        return self._context
 
 
 def _posted(status: int) -> Posted:
