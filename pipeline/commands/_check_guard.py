@@ -95,14 +95,14 @@ def _check_prices(section: GuardSection) -> Iterator[Finding]:
     limited = bool(section.budget.tenant_cost_per_hour_max)
     for endpoint in section.endpoints:
         if not _priced(prices, endpoint):
-            told = f"the price of {endpoint.price or endpoint.model} is unknown, so costs are"
+            told = f"the price of {endpoint.price_name} is unknown, so costs are"
             told += "; with the budgets of this file it is passed over" if limited else ""
             mend = "Add it to a price table, and name that as guard.prices."
             yield Finding("warning" if limited else "note", f"guard: endpoint {endpoint.name}", told, mend)
 
 
 def _priced(prices: PriceTable, endpoint: Endpoint) -> bool:
-    return prices.of(endpoint.price or endpoint.model, datetime.now(UTC).date()) is not None
+    return prices.of(endpoint.price_name, datetime.now(UTC).date()) is not None
 
 
 def _check_routing(section: GuardSection) -> Iterator[Finding]:

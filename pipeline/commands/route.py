@@ -188,7 +188,7 @@ def _priced(guard: GuardFile, prices: Path | None) -> Callable[[str], bool]:
 
     path = prices or guard.prices
     table, today = read_prices() if path is None else read_prices(path), datetime.now(UTC).date()
-    names = {endpoint.name: endpoint.price or endpoint.model for endpoint in guard.config.endpoints}
+    names = {endpoint.name: endpoint.price_name for endpoint in guard.config.endpoints}
     return lambda endpoint: table.of(names[endpoint], today) is not None
 
 

@@ -15,6 +15,8 @@ from typing import Literal
 from pipeline.core.guarding import BreakerConfig
 
 State = Literal["closed", "open", "half_open"]
+Mark = Literal["success", "failure", "neutral"]
+"""What an attempt says of what was asked."""
 STATES: tuple[State, ...] = ("closed", "half_open", "open")
 """As the gauge counts them: 0, 1, 2."""
 
@@ -74,6 +76,15 @@ class Breaker:
         self._probe = Permit(self._generation, probe=True)
         self._told("half_open")
         return self._probe
+
+    def settle(self, permit: Permit, mark: Mark) -> None:
+        """The one of the three below that the mark names."""
+        if mark == "success":
+            self.success(permit)
+        elif mark == "failure":
+            self.failure(permit)
+        else:
+            self.neutral(permit)
 
     def success(self, permit: Permit) -> None:
         if not self._counts(permit):

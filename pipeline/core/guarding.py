@@ -50,6 +50,11 @@ class Endpoint(ConfigPart):
     cooldown_s: float = Field(default=5, gt=0, le=3600)
     cooldown_s_max: float = Field(default=300, gt=0, le=86_400)
 
+    @property
+    def price_name(self) -> str:
+        """Its entry in the price table."""
+        return self.price or self.model
+
     @field_validator("url")
     @classmethod
     def _address(cls, value: str) -> str:

@@ -9,18 +9,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 from pipeline.core import genai_names as names
 from pipeline.core import metrics, telemetry
-from pipeline.core.breaker import STATES, Breaker, Permit, State
+from pipeline.core.breaker import STATES, Breaker, Mark, Permit, State
 from pipeline.core.clock import SystemClock
 from pipeline.core.config import EndpointConfig
 from pipeline.core.errors import CtxpipeError, Fatal, Poison, Retryable
 from pipeline.embedding.engine import Throttled
 from pipeline.embedding.rate_limit import RateLimit
 
-Mark = Literal["success", "failure", "neutral"]
 RUNG, TASK, PART = "primary", "embedding", "endpoint"
 """Labels, as the guard's metrics have them."""
 PROVIDER = "openai"
@@ -63,7 +61,8 @@ class EndpointGate:
         failed too often and is being given time; what the request raises passes, and says how the endpoint is."""
         permit = self._entered()
         began_s, began_us = self._clock(), SystemClock().now_us()
-        reason, mark, counted = "cancelled", "neutral", list[int | None]()
+        mark: Mark = "neutral"
+        reason, counted = "cancelled", list[int | None]()
         metrics.guard_in_flight.labels(self.name).inc()
         try:
             yield counted.append
@@ -99,14 +98,9 @@ class EndpointGate:
             raise Throttled(f"{self.who} failed too often, and is being given time", wait_s or PROBED_S)
         return permit
 
-    def _left(self, permit: Permit, mark: str) -> None:
+    def _left(self, permit: Permit, mark: Mark) -> None:
         with self._lock:
-            if mark == "success":
-                self._breaker.success(permit)
-            elif mark == "failure":
-                self._breaker.failure(permit)
-            else:
-                self._breaker.neutral(permit)
+            self._breaker.settle(permit, mark)
 
     def _count(self, reason: str) -> None:
         metrics.guard_attempts.labels(self.name, RUNG, reason).inc()

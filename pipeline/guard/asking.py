@@ -11,10 +11,11 @@ from typing import Literal
 
 from pipeline.core.clock import Clock
 from pipeline.guard import measures, spans
+from pipeline.guard.breaker import Mark
 from pipeline.guard.client import ModelClient
 from pipeline.guard.config import Endpoint, Route
 from pipeline.guard.errors import HarnessError
-from pipeline.guard.gates import Gates, Mark, Refusal, Ticket
+from pipeline.guard.gates import Gates, Refusal, Ticket
 from pipeline.guard.judging import Judgement, cost_of, judge
 from pipeline.guard.ladder import ATTEMPT_S_MIN
 from pipeline.guard.rate_limits import pause_s

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pipeline.core.breaker import STATES, Breaker, Permit, State
+from pipeline.core.breaker import STATES, Breaker, Mark, Permit, State
 
-__all__ = ["STATES", "Breaker", "Permit", "State"]
+__all__ = ["STATES", "Breaker", "Mark", "Permit", "State"]

@@ -6,19 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.core.clock import Clock
 from pipeline.guard import measures
-from pipeline.guard.breaker import Breaker, Permit, State
+from pipeline.guard.breaker import Breaker, Mark, Permit, State
 from pipeline.guard.budgets import CostBudgets, InFlight, Reservation
 from pipeline.guard.config import Endpoint, GuardConfig
 from pipeline.guard.prices import Price, PriceTable
 from pipeline.guard.rate_limits import Cooldowns
 from pipeline.guard.values import ModelRequest, Reason
 
-Mark = Literal["success", "failure", "neutral"]
-"""What an attempt says of its endpoint, or of the output there."""
 OUTPUTS_MAX = 10_000
 """Breakers of outputs that are remembered; the oldest is forgotten first, and begins closed again."""
 _ENDPOINT = "endpoint"
@@ -81,18 +79,18 @@ class Gates:
         """`cost` None: unknown, so that what was set aside counts as spent."""
         self._in_flight.leave(ticket.endpoint.name)
         measures.entered(ticket.endpoint.name, -1)
-        _settle(self.breaker(ticket.endpoint.name), ticket.permit, mark)
+        self.breaker(ticket.endpoint.name).settle(ticket.permit, mark)
         self.costs.settle(ticket.reservation, cost)
 
     def enter_output(self, endpoint: str, output: str) -> Permit | None:
         return self.output_breaker(endpoint, output).admit()
 
     def leave_output(self, endpoint: str, output: str, permit: Permit, mark: Mark) -> None:
-        _settle(self.output_breaker(endpoint, output), permit, mark)
+        self.output_breaker(endpoint, output).settle(permit, mark)
 
     def price(self, endpoint: Endpoint) -> Price | None:
         day = datetime.fromtimestamp(self._clock.now_us() / 1_000_000, UTC).date()
-        return self._prices.of(endpoint.price or endpoint.model, day)
+        return self._prices.of(endpoint.price_name, day)
 
     def breaker(self, endpoint: str) -> Breaker:
         found = self._endpoints.get(endpoint)
@@ -130,23 +128,12 @@ class Gates:
         if not limited:
             return Reservation(None, Decimal(0))
         if price is None:
-            return Refusal(
-                "cost_unknown", f"the price of {endpoint.price or endpoint.model} is unknown, and a limit holds"
-            )
+            return Refusal("cost_unknown", f"the price of {endpoint.price_name} is unknown, and a limit holds")
         most = price.most(_bytes(request.messages, request), request.output_tokens_max, left_s)
         if cost_left is not None and most > cost_left:
             return Refusal("cost_limit", f"it may cost {most:.6f}, of the request's limit {cost_left:.6f} are left")
         taken = self.costs.reserve(request.tenant, most, self._clock.now_us())
         return taken or Refusal("tenant_budget", "it may cost more than is left of the tenant's budget for this hour")
-
-
-def _settle(breaker: Breaker, permit: Permit, mark: Mark) -> None:
-    if mark == "success":
-        breaker.success(permit)
-    elif mark == "failure":
-        breaker.failure(permit)
-    else:
-        breaker.neutral(permit)
 
 
 def _bytes(messages: Sequence[Mapping[str, Any]], request: ModelRequest) -> int:

@@ -12,7 +12,6 @@ import logging
 import random
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from decimal import Decimal
 from functools import partial
 from typing import Any, Literal
 
@@ -42,7 +41,7 @@ from pipeline.guard.ladder import (
 )
 from pipeline.guard.prices import PriceTable, read_prices
 from pipeline.guard.strict_json import InvalidOutput
-from pipeline.guard.values import Attempt, ModelRequest, Reason, Result, Rung, Tokens
+from pipeline.guard.values import Attempt, ModelRequest, Reason, Result, Rung, Tokens, costs_of
 
 Function = Callable[[ModelRequest], Any | Awaitable[Any]]
 """The application's answer without a model: quick, from what is in the request; None: it has none. Its value is checked
@@ -301,15 +300,14 @@ class Guard:
 
     def _result(self, call: Call, output: Any, rung: Rung, **more: Any) -> Result:
         asked = [attempt for attempt in call.attempts if attempt.asked]
-        costs = [attempt.cost for attempt in asked]
-        known = sum((cost for cost in costs if cost is not None), Decimal(0))
+        cost, known = costs_of(asked)
         return Result(
             output=output,
             rung=rung,
             reason=call.reason,
             attempts=tuple(call.attempts),
             tokens=Tokens(_sum([one.tokens.input for one in asked]), _sum([one.tokens.output for one in asked])),
-            cost=None if None in costs else known,
+            cost=cost,
             cost_known=known,
             took_s=self._clock.monotonic_s() - call.began_s,
             **more,

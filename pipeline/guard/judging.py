@@ -18,8 +18,8 @@ from decimal import Decimal
 
 import msgspec
 
+from pipeline.guard.breaker import Mark
 from pipeline.guard.config import Endpoint
-from pipeline.guard.gates import Mark
 from pipeline.guard.output import Checked
 from pipeline.guard.prices import Price
 from pipeline.guard.strict_json import InvalidOutput

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
@@ -152,3 +152,10 @@ class Result:
     def answered(self) -> bool:
         """False: a person has to answer."""
         return self.rung != "escalated"
+
+
+def costs_of(attempts: Iterable[Attempt]) -> tuple[Decimal | None, Decimal]:
+    """Of those that were asked: (all of it, None where a part is unknown; the part that is known)."""
+    costs = [one.cost for one in attempts if one.asked]
+    known = sum((cost for cost in costs if cost is not None), Decimal(0))
+    return (None if None in costs else known), known

@@ -170,7 +170,7 @@ def _lacking(number: int, wanted: Sequence[Asked], live: Live) -> Lacking:
 
 
 def _cost_max(endpoint: Endpoint, asked: Asked, prices: PriceTable, live: Live, times: int) -> Decimal | None:
-    price = prices.of(endpoint.price or endpoint.model, live.plan.day)
+    price = prices.of(endpoint.price_name, live.plan.day)
     tokens = asked.body.get("max_tokens")
     if price is None or not isinstance(tokens, int):
         return None

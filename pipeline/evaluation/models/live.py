@@ -141,7 +141,7 @@ class Live:
         recording = masked(recording, self.plan.secrets)
         self.made[recording.key, draw] = recording
         tokens = tokens_of(answer)
-        cost = cost_of(answer, tokens, self.plan.prices.of(endpoint.price or endpoint.model, day))
+        cost = cost_of(answer, tokens, self.plan.prices.of(endpoint.price_name, day))
         if cost is None:
             self.cost_unknown += 1
         else:

@@ -14,10 +14,10 @@ from pipeline.core.config import ServeConfig, filled
 from pipeline.core.errors import ConfigError
 from pipeline.guard.config import GuardConfig
 from pipeline.guard.routing.config import RoutingConfig, TaskRouting
+from schemas.context_schema import DIALECT
 from schemas.errors import SpecError
 from schemas.yaml_file import Document, Location, Mistake, mistakes_of, read_yaml, suggestion
 
-DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _NOWHERE = "http://127.0.0.1:1/v1"
 Model = TypeVar("Model", bound=BaseModel)
 

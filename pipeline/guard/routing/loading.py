@@ -154,7 +154,7 @@ def _unpriced(wanted: Wanted, guard: GuardConfig, priced: Callable[[Endpoint], b
         limited.append(("candidate.cost_per_hour_max", candidate.endpoint))
     for where, name in limited:
         if not priced(endpoints[name]):
-            model = endpoints[name].price or endpoints[name].model
+            model = endpoints[name].price_name
             return Refusal("unpriced", f"{where} is set, and the price table has no price for {model!r}; add it there")
     return None
 

@@ -190,7 +190,7 @@ class RoutedGuard:
             self._config,
             self._state,
             now_us,
-            lambda endpoint: self._prices.of(endpoint.price or endpoint.model, day) is not None,
+            lambda endpoint: self._prices.of(endpoint.price_name, day) is not None,
         )
 
     def _accept(self, decision: Decision, snapshot: Snapshot) -> None:

@@ -13,7 +13,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal
 
 from pipeline.core import metrics
 from pipeline.core.clock import Clock
@@ -28,7 +27,7 @@ from pipeline.guard.prices import PriceTable
 from pipeline.guard.routing.config import Candidate
 from pipeline.guard.routing.pairs import Pair, Pairs, Score, key_of, side_of
 from pipeline.guard.secrets import Secrets
-from pipeline.guard.values import Attempt, ModelRequest, RawAnswer, Reason, Result, Tokens
+from pipeline.guard.values import Attempt, ModelRequest, RawAnswer, Reason, Result, Tokens, costs_of
 
 SUFFIX = "/shadow"
 """What its name has in metrics, behind the endpoint's own."""
@@ -142,7 +141,7 @@ class Shadow:
 
     def _result(self, call: Call, found: Answer | Reason, raw: bytes) -> Result:
         attempts = tuple(call.attempts)
-        cost, known = _costs(attempts)
+        cost, known = costs_of(attempts)
         came = Result(
             output=None,
             rung="escalated",
@@ -199,7 +198,7 @@ class _Keeping:
 def alone(result: Result, endpoint: str) -> Result:
     """What the endpoint itself answered: no answer, where another rung had to."""
     own = tuple(one for one in result.attempts if one.endpoint == endpoint)
-    cost, known = _costs(own)
+    cost, known = costs_of(own)
     paid = replace(result, attempts=own, endpoint=endpoint, tokens=_tokens(own), cost=cost, cost_known=known)
     if result.endpoint == endpoint:
         return paid
@@ -210,13 +209,6 @@ def alone(result: Result, endpoint: str) -> Result:
 def chosen(key: str, share: float) -> bool:
     """The same requests for every process and every run."""
     return int.from_bytes(hashlib.sha256(f"shadow {key}".encode()).digest()[:8], "big") < share * 2**64
-
-
-def _costs(attempts: Sequence[Attempt]) -> tuple[Decimal | None, Decimal]:
-    """(all of it, None where a part is unknown; the part that is known)."""
-    costs = [one.cost for one in attempts if one.asked]
-    known = sum((cost for cost in costs if cost is not None), Decimal(0))
-    return (None if None in costs else known), known
 
 
 def _tokens(attempts: Sequence[Attempt]) -> Tokens:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from pipeline.guard.routing.config import Limits
-from pipeline.guard.values import Attempt, Reason, Result
+from pipeline.guard.values import Reason, Result, costs_of
 
 NOT_ITS_OWN: frozenset[Reason] = frozenset(
     {"cancelled", "cost_limit", "tenant_budget", "tenant_too_many", "no_time", "no_route", "bad_request"}
@@ -41,13 +41,8 @@ def seen_of(result: Result, endpoint: str) -> Seen | None:
         malformed=any(one.reason in MALFORMED for one in own),
         failed=not lost and all(one.reason for one in own),
         latency_ms=math.inf if lost else 1000 * sum(one.took_s for one in asked),
-        cost=_cost(asked),
+        cost=costs_of(asked)[0] if asked else None,
     )
-
-
-def _cost(asked: list[Attempt]) -> Decimal | None:
-    costs = [one.cost for one in asked]
-    return None if not costs or None in costs else sum((cost for cost in costs if cost is not None), Decimal(0))
 
 
 class Window:
