@@ -138,9 +138,7 @@ def _citation_mistake(citation: Any, seen: Mapping[str, Any]) -> str:
     if "value" in citation and not same(citation["value"], part):
         return f"{source}{pointer or ''} is {shown(part)}, not {shown(citation['value'])}"
     quote = citation.get("quote")
-    if quote is not None and not (
-        isinstance(quote, str) and quote.strip() and any(quote in one for one in texts(part))
-    ):
+    if quote is not None and not _occurs(quote, part):
         return f"{shown(quote)} is not in {source}{pointer or ''}"
     return "" if pointer is not None or quote is not None else f"{source} is cited without a pointer or a quote"
 

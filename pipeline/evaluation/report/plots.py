@@ -6,6 +6,8 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.ops.space_measures import percentile
+
 WIDTH, ROW, LABEL, PLOT_HEIGHT = 640, 26, 110, 180
 POINTS_MAX = 400
 """Dots of one row: more can't be told apart."""
@@ -47,9 +49,9 @@ def strips(title: str, rows: Mapping[str, Sequence[float]], unit: str) -> str:
         for value in _thinned(ordered):
             parts.append(f'<circle class="dot" cx="{LABEL + _x(value / greatest):.1f}" cy="{top + 12}" r="3"/>')
         for share in (0.5, 0.95):
-            x = LABEL + _x(_quantile(ordered, share) / greatest)
+            x = LABEL + _x(percentile(ordered, share) / greatest)
             parts.append(f'<rect class="was" x="{x - 1:.1f}" y="{top + 2}" width="2" height="21"/>')
-        told = f"{_quantile(ordered, 0.5):,.4g} / {_quantile(ordered, 0.95):,.4g} {unit}"
+        told = f"{percentile(ordered, 0.5):,.4g} / {percentile(ordered, 0.95):,.4g} {unit}"
         parts.append(f'<text class="figure" x="{WIDTH + 6}" y="{top + 17}">{html.escape(told)}</text>')
     return _svg(title, len(rows) * ROW, parts)
 
@@ -92,13 +94,6 @@ def _label(text: str, top: float) -> str:
 
 def _x(share: float) -> float:
     return (WIDTH - LABEL) * min(max(share, 0.0), 1.0)
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    """The smallest value that at least so many of them do not exceed."""
-    if not ordered:
-        return 0.0
-    return ordered[max(0, min(len(ordered) - 1, -int(-share * len(ordered) // 1) - 1))]
 
 
 def _thinned(ordered: Sequence[float]) -> Sequence[float]:

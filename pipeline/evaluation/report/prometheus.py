@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 
 from pipeline.core import metrics
 from pipeline.evaluation.baseline import mean_by_kind
 from pipeline.evaluation.report.reported import Reported
+from pipeline.ops.space_measures import percentile
 
 GAUGES = (
     metrics.eval_cases,
@@ -59,7 +58,7 @@ def _set_means(found: Reported) -> None:
     suite = found.judgement.suite
     for kind, score in mean_by_kind(found.results, "score").items():
         metrics.eval_score.labels(suite, kind).set(score)
-        metrics.eval_latency.labels(suite, kind).set(_at_share(_latencies(found, kind)) / 1000)
+        metrics.eval_latency.labels(suite, kind).set(percentile(_latencies(found, kind), SHARE) / 1000)
     for kind, score in found.blessed_scores.items():
         metrics.eval_score_blessed.labels(suite, kind).set(score)
     for kind, cost in mean_by_kind(found.results, "cost").items():
@@ -68,8 +67,3 @@ def _set_means(found: Reported) -> None:
 
 def _latencies(found: Reported, kind: str) -> list[float]:
     return [one.measures.get("latency_ms") or 0.0 for one in found.results if one.kind == kind]
-
-
-def _at_share(values: Sequence[float]) -> float:
-    """The smallest value that at least SHARE of them do not exceed."""
-    return sorted(values)[max(0, math.ceil(SHARE * len(values)) - 1)]

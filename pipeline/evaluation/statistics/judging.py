@@ -83,16 +83,16 @@ def judge(
     it, the answer is "not_better" to the claim "better" as well. `arriving`, for sequences: pairs stand in the order in
     which they came and more will come, so many of a group count; None: these are all, taken in an order by chance."""
     groups = pairs.grouped()
-    drawn = studentised(groups, SEED, resamples) if len(groups.names) > 1 else None
-    low, high = _bounds(groups, drawn, ALPHA, ALPHA / 2)
-    p_value = _p_value(pairs, groups, claim, method, drawn)
-    p_worse = sign_flip(groups.negative(), SEED)
     verdict: Verdict = "inconclusive"
     if method == "sequence":
         look = _watched(pairs, claim, arriving)
         low, high, p_value, verdict = look.low, look.high, look.p_value, look.verdict
-    elif len(groups.names) >= GROUPS_MIN:
-        verdict = _verdict(claim, low, high, p_value, worth)
+    else:
+        drawn = studentised(groups, SEED, resamples) if len(groups.names) > 1 else None
+        low, high = _bounds(groups, drawn, ALPHA, ALPHA / 2)
+        p_value = _p_value(pairs, groups, claim, method, drawn)
+        if len(groups.names) >= GROUPS_MIN:
+            verdict = _verdict(claim, low, high, p_value, worth)
     return Judged(
         method=method,
         verdict=verdict,
@@ -100,7 +100,7 @@ def judge(
         low=low,
         high=high,
         p_value=p_value,
-        p_worse=p_worse,
+        p_worse=sign_flip(groups.negative(), SEED),
         design_effect=bootstrap.design_effect(groups, float(np.square(pairs.differences).sum())),
         standard_error=bootstrap.standard_error(groups),
     )
