@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from deploy.local.helm import digest_of, install_packages, kept
 
 FOLDER = Path(__file__).parent
 GITHUB, GITLAB = FOLDER / "github-eval-gate.yml", FOLDER / "gitlab-eval-gate.yml"
 _PACKAGES = FOLDER / "schemas.txt"
 
 
-def _silent(_line: str) -> None:
-    """For callers who don't want to hear."""
-
-
-def schemas(say: Callable[[str], None] = _silent) -> dict[Path, Any]:
+def schemas() -> dict[Path, Any]:
     """The JSON Schema of each of both files. Raises EnvironmentProblem where they can't be fetched."""
+    from deploy.local.helm import digest_of, install_packages, kept  # only tests need it, and commands import this
 
     def fetch(folder: Path) -> None:
-        say("Fetching the schemas of GitHub's workflows and GitLab's pipelines (once; kept)")
         install_packages(_PACKAGES, folder)
 
     vendored = kept(f"ci-schemas-{digest_of(_PACKAGES)}", fetch) / "check_jsonschema" / "builtin_schemas" / "vendor"

@@ -29,10 +29,7 @@ _HIDDEN = frozenset({"Cc", "Cf", "Co", "Cs"})
 def printable(text: str) -> str:
     """Without what a terminal would obey or would hide: control characters, and marks that turn directions."""
     return "".join(
-        one
-        if one in _KEPT or unicodedata.category(one) not in ("Cc", "Cf", "Co", "Cs")
-        else "\N{REPLACEMENT CHARACTER}"
-        for one in text
+        one if one in _KEPT or unicodedata.category(one) not in _HIDDEN else "\N{REPLACEMENT CHARACTER}" for one in text
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -146,18 +146,11 @@ class Shown(AbstractContextManager["Shown"]):
         unknown = f" + {self._unknown} unknown" if self._unknown else ""
         self._progress.update(self._calls, advance=1, cost=f"{self._cost:.4f}{unknown}")
 
-    def paused(self) -> AbstractContextManager[None]:
-        return _Paused(self._progress.stop, self._progress.start)
-
-
-class _Paused(AbstractContextManager[None]):
-    """While a question stands on the screen."""
-
-    def __init__(self, stop: Callable[[], None], start: Callable[[], None]) -> None:
-        self._stop, self._start = stop, start
-
-    def __enter__(self) -> None:
-        self._stop()
-
-    def __exit__(self, *error: object) -> None:
-        self._start()
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While a question stands on the screen."""
+        self._progress.stop()
+        try:
+            yield
+        finally:
+            self._progress.start()
